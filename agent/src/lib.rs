@@ -1,1 +1,16 @@
-//! lib
+//! The gateway agent: daemon and command line in one binary.
+//!
+//! The house is a pyramid: `main`, `agent`, `event_loop`, `execute`, the adapters, then
+//! `coracle-core` and `coracle-protocol`. The adapters (`runtime`, `images`, `store`, `link`,
+//! `trust`, `api`, `cli`) never use each other; what two of them need is on the ground floor
+//! (`containerd`, `config`, `clock`).
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod containerd;
+pub mod images;
+pub mod link;
+pub mod runtime;
+pub mod store;
+pub mod trust;

@@ -1,1 +1,27 @@
-//! (empty)
+//! The vocabulary that gateways and the fleet share: wire documents, the signed envelope, topics,
+//! limits and refusals.
+//!
+//! In: bytes of a document. Out: typed values, or an error that names the place. Deliberately not
+//! here: I/O, signature arithmetic, rules that need to know a gateway (see `coracle-core`).
+//!
+//! Inside one schema major version changes are additive only: unknown fields are tolerated on the
+//! wire, so that old agents and new fleets can live together for years.
+
+pub mod desired;
+pub mod envelope;
+pub mod id;
+pub mod limits;
+pub mod presence;
+pub mod refusal;
+pub mod reported;
+pub mod time;
+pub mod topic;
+
+pub use desired::DesiredState;
+pub use envelope::Envelope;
+pub use id::GatewayId;
+pub use presence::Presence;
+pub use refusal::{Code, Refusal};
+pub use reported::ReportedState;
+pub use time::Timestamp;
+pub use topic::Topic;

@@ -1,1 +1,13 @@
-//! (empty)
+//! The agent's decisions.
+//!
+//! In: a desired state, what was observed, the history, the time. Out: a [`Plan`](plan::Plan) and a
+//! report. Deliberately not here: async, I/O, clocks, randomness. The core cannot fail: obstacles
+//! are data in the plan.
+
+pub mod backoff;
+pub mod desired;
+pub mod history;
+pub mod image;
+pub mod name;
+pub mod observed;
+pub mod plan;

@@ -1,0 +1,1 @@
+//! Images: resolve, download, verify, unpack.

@@ -1,0 +1,42 @@
+//! Sizes that every document keeps to. All large MQTT brokers accept packets within them.
+
+/// Largest MQTT packet a gateway accepts, in bytes (128 KiB, the smallest limit among large brokers).
+pub const MAX_PACKET_BYTES: usize = 128 * 1024;
+
+/// Largest signed envelope, in bytes: a packet less room for its topic and properties.
+pub const MAX_ENVELOPE_BYTES: usize = MAX_PACKET_BYTES - 1024;
+
+/// Largest desired state inside an envelope, in bytes: what base64 leaves of the envelope, less
+/// room for four signatures.
+pub const MAX_DOCUMENT_BYTES: usize = 94 * 1024;
+
+/// Largest reported state, in bytes.
+pub const MAX_REPORT_BYTES: usize = 96 * 1024;
+
+/// Most signatures an envelope may carry.
+pub const MAX_SIGNATURES: usize = 4;
+
+/// Most workloads in one desired state.
+pub const MAX_WORKLOADS: usize = 256;
+
+/// Most replicas of one workload.
+pub const MAX_REPLICAS: u32 = 64;
+
+/// Most refusals carried in a report; the rest is counted.
+pub const MAX_REFUSALS: usize = 32;
+
+/// Longest workload name, in characters. With [`MAX_CONTAINER_NAME`] and the replica's number it
+/// makes a containerd id of at most 76 characters.
+pub const MAX_WORKLOAD_NAME: usize = 40;
+
+/// Longest container name, in characters.
+pub const MAX_CONTAINER_NAME: usize = 30;
+
+/// Longest free text (an argument, a variable's value, a path), in bytes.
+pub const MAX_TEXT_BYTES: usize = 8192;
+
+/// Most entries of one list or map (arguments, variables).
+pub const MAX_ENTRIES: usize = 256;
+
+/// Largest generation: integers up to here survive every JSON reader (2^53 - 1, RFC 8259 section 6).
+pub const MAX_GENERATION: u64 = (1 << 53) - 1;
