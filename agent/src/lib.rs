@@ -7,10 +7,12 @@
 
 pub mod api;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod containerd;
 pub mod images;
 pub mod link;
 pub mod runtime;
+pub mod status;
 pub mod store;
 pub mod trust;

@@ -11,3 +11,6 @@ pub mod image;
 pub mod name;
 pub mod observed;
 pub mod plan;
+pub mod reconcile;
+pub mod report;
+mod structure;
