@@ -6,6 +6,9 @@
 
 use std::time::Duration;
 
+/// No reconnect window is narrower: a broker that refuses is not to be asked without pause.
+const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
+
 /// No reconnect window is wider.
 const LONGEST_WINDOW: Duration = Duration::from_secs(300);
 
@@ -32,7 +35,7 @@ pub(super) fn retry_delay(window: Duration, failures: u32, cause: Cause, jitter:
         Cause::OwnNetwork => OWN_NETWORK_WINDOW,
         Cause::Other => {
             let factor = 1u32.checked_shl(failures).unwrap_or(u32::MAX);
-            window.saturating_mul(factor).min(LONGEST_WINDOW)
+            window.max(SHORTEST_WINDOW).saturating_mul(factor).min(LONGEST_WINDOW)
         }
     };
     widened.mul_f64(jitter.clamp(0.0, 1.0))
@@ -77,7 +80,7 @@ mod tests {
     #[test]
     fn odd_windows_stay_in_bounds() {
         let at = |window, failures| retry_delay(window, failures, Cause::Other, 1.0);
-        assert_eq!(at(Duration::ZERO, 9), Duration::ZERO);
+        assert_eq!(at(Duration::ZERO, 0), SHORTEST_WINDOW);
         assert_eq!(at(Duration::from_secs(u64::MAX), 1), LONGEST_WINDOW);
         assert_eq!(at(Duration::from_secs(3600), 0), LONGEST_WINDOW);
     }

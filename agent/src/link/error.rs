@@ -31,6 +31,8 @@ pub(super) enum LinkError {
     NotSubscribed { topic: String, reason: String },
     #[error("nothing was heard from the broker for {:.1} s", .0.as_secs_f64())]
     Silent(Duration),
+    #[error("the broker did not acknowledge a packet within {} s", .0.as_secs())]
+    Unanswered(Duration),
     #[error("the broker closed the connection: {0}")]
     SentAway(String),
     #[error("the broker closed the connection")]
@@ -70,6 +72,8 @@ impl LinkError {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match tls {
             Some(tls) => Self::from_tls(tls.clone()),
+            // A peer that is gone without TLS's farewell.
+            None if connected && error.kind() == io::ErrorKind::UnexpectedEof => LinkError::Closed,
             None if connected => LinkError::Broke(error),
             None => LinkError::NotReachable { broker: broker.into(), source: error },
         }

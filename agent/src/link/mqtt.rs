@@ -198,6 +198,12 @@ pub(super) fn connect(parameters: Parameters<'_>, topic: &str) -> (Sender, Conne
 }
 
 impl Connection {
+    /// How long an answer to a subscription or a publish is waited for from a broker that is
+    /// otherwise alive.
+    pub(super) fn answer_timeout(&self) -> Duration {
+        self.keep_alive * 3
+    }
+
     /// The next thing that matters from the broker. Not safe to cancel before a connection ends:
     /// the future is to be kept while other things are waited for.
     ///

@@ -241,7 +241,7 @@ mod tests {
 
     #[tokio::test]
     async fn values_outlive_their_senders() {
-        let mut agent = agent();
+        let agent = agent();
         set(&agent.reported, "r1");
         let Agent { mut outbox, .. } = agent;
         outbox.connected(false);

@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use coracle_protocol::topic::Kind;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::error::LinkError;
@@ -44,6 +44,8 @@ struct Service<'a> {
     shutdown: Shutdown<'a>,
     stage: Stage,
     connected: Option<Instant>,
+    /// When a subscription or a publish was sent that the broker has not answered.
+    asked: Option<Instant>,
 }
 
 impl Link {
@@ -54,7 +56,8 @@ impl Link {
         connection: &mut Connection,
         shutdown: Shutdown<'_>,
     ) -> End {
-        let mut service = Service { sender, shutdown, stage: Stage::Connecting, connected: None };
+        let mut service =
+            Service { sender, shutdown, stage: Stage::Connecting, connected: None, asked: None };
         match self.keep_serving(connection, &mut service).await {
             Err(Interrupt::Lost(error)) => {
                 let lasted = service.connected.map_or(Duration::ZERO, |since| since.elapsed());
@@ -79,22 +82,24 @@ impl Link {
         service: &mut Service<'_>,
     ) -> Result<std::convert::Infallible, Interrupt> {
         loop {
+            let patience = connection.answer_timeout();
             let mut next = pin!(connection.next());
             let incoming = loop {
                 if let Stage::Serving(limits) = service.stage {
                     self.publish_due(limits, service).await?;
                 }
-                let idle =
-                    matches!(service.stage, Stage::Serving(_)) && !self.outbox.is_in_flight();
+                let idle = matches!(service.stage, Stage::Serving(_)) && service.asked.is_none();
+                let due = service.asked.unwrap_or_else(Instant::now) + patience;
                 tokio::select! {
                     () = service.shutdown.as_mut() => return Err(Interrupt::Shutdown),
                     incoming = next.as_mut() => break incoming?,
                     Some(token) = self.acknowledgements.recv() => {
-                        if token.connection == self.connections {
-                            service.sender.acknowledge(token.packet)?;
-                        }
+                        self.acknowledge(&token, service.sender)?;
                     }
                     () = self.outbox.changed(), if idle => {}
+                    () = sleep_until(due), if service.asked.is_some() => {
+                        return Err(LinkError::Unanswered(patience).into());
+                    }
                 }
             };
             self.handle(incoming, service).await?;
@@ -114,9 +119,11 @@ impl Link {
                 service.connected = Some(Instant::now());
                 service.stage = Stage::Subscribing(limits);
                 service.sender.subscribe(&self.topic(Kind::Desired))?;
+                service.asked = Some(Instant::now());
                 self.emit(LinkEvent::Connected { session_present }, service).await
             }
             Incoming::Subscribed => {
+                service.asked = None;
                 if let Stage::Subscribing(limits) = service.stage {
                     service.stage = Stage::Serving(limits);
                 }
@@ -126,10 +133,12 @@ impl Link {
                 self.deliver(&topic, payload, packet, service).await
             }
             Incoming::Published => {
+                service.asked = None;
                 self.outbox.acknowledged();
                 Ok(())
             }
             Incoming::PublishRefused { reason } => {
+                service.asked = None;
                 let reason = format!("the broker refused it: {reason}");
                 self.not_published(reason, service).await
             }
@@ -158,6 +167,13 @@ impl Link {
         self.emit(LinkEvent::Desired { envelope, token }, service).await
     }
 
+    fn acknowledge(&self, token: &AckToken, sender: &Sender) -> Result<(), LinkError> {
+        if token.connection != self.connections {
+            return Ok(());
+        }
+        sender.acknowledge(token.packet)
+    }
+
     /// Queues the document whose turn it is, if there is one and none is in flight.
     async fn publish_due(
         &mut self,
@@ -166,8 +182,9 @@ impl Link {
     ) -> Result<(), Interrupt> {
         while let Some((document, value)) = self.outbox.take_next() {
             let topic = self.topic(document.kind());
-            if let Err(too_large) = service.sender.publish(&topic, &value, limits)? {
-                self.not_published(too_large.to_string(), service).await?;
+            match service.sender.publish(&topic, &value, limits)? {
+                Ok(()) => service.asked = Some(Instant::now()),
+                Err(too_large) => self.not_published(too_large.to_string(), service).await?,
             }
         }
         Ok(())
@@ -191,13 +208,16 @@ impl Link {
         }
     }
 
-    /// Publishes that the gateway is offline, waits until the broker has it, and disconnects.
+    /// Sends what is owed, publishes that the gateway is offline, waits until the broker has it, and disconnects.
     async fn take_leave(
         &mut self,
         sender: &Sender,
         connection: &mut Connection,
         limits: Limits,
     ) -> Result<(), LinkError> {
+        while let Ok(token) = self.acknowledgements.try_recv() {
+            self.acknowledge(&token, sender)?;
+        }
         let mut unanswered = usize::from(self.outbox.is_in_flight());
         let status = self.topic(Document::Presence.kind());
         match sender.publish(&status, &self.offline, limits)? {
