@@ -1,0 +1,3 @@
+//! `scripts/demo`.
+
+fn main() {}
