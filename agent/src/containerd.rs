@@ -77,6 +77,11 @@ impl Containerd {
         self.channel.clone()
     }
 
+    /// The containerd namespace that requests are made in.
+    pub fn namespace(&self) -> &str {
+        self.namespace.to_str().unwrap_or_default()
+    }
+
     /// Name of the snapshotter in use.
     pub fn snapshotter(&self) -> &str {
         &self.snapshotter
