@@ -1,10 +1,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use coracle::store::{Origin, StoreError, StoredOrder};
+use coracle::store::{Origin, Store, StoreError, StoredOrder};
 use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
 
-use super::support::{open, open_with, order, record, replica, wait};
+use super::support::{check, open, open_with, order, record, replica, wait};
 
 fn mode(path: &std::path::Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
@@ -159,7 +159,7 @@ fn there_is_a_limit_to_the_number_of_histories_and_the_map_holds_as_many() {
 fn a_second_agent_is_refused_until_the_first_is_gone() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path());
-    let refused = open_with(dir.path(), None).unwrap_err();
+    let refused = Store::open(dir.path(), None, check).unwrap_err();
     assert!(matches!(refused, StoreError::InUse { .. }), "{refused}");
     assert!(refused.to_string().contains("in use by another agent"), "{refused}");
     wait(store.close());
@@ -183,7 +183,7 @@ fn factory_orders_are_a_candidate_until_there_is_an_order() {
     let factory = dir.path().join("factory.json");
     fs::write(&factory, order(1).envelope).unwrap();
     let state = dir.path().join("state");
-    let (store, loaded) = open_with(&state, Some(&factory)).unwrap();
+    let (store, loaded) = open_with(&state, Some(&factory));
     assert_eq!(loaded.trouble, None);
     let [candidate] = &loaded.candidates[..] else { panic!("{loaded:?}") };
     assert_eq!((candidate.origin, &candidate.order), (Origin::Factory, &order(1)));

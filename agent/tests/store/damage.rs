@@ -132,7 +132,7 @@ fn without_a_good_order_file_the_previous_one_and_the_factory_orders_remain() {
     fs::write(&factory, order(1).envelope).unwrap();
     fs::write(dir.path().join("store.mdb"), "nonsense").unwrap();
     fs::write(dir.path().join("order.json"), "{\"payload").unwrap();
-    let (store, loaded) = open_with(dir.path(), Some(&factory)).unwrap();
+    let (store, loaded) = open_with(dir.path(), Some(&factory));
     let found: Vec<_> = loaded.candidates.iter().map(|c| (c.origin, c.order.generation)).collect();
     assert_eq!(found, [(Origin::PreviousOrderFile, 29), (Origin::Factory, 1)]);
     let trouble = loaded.trouble.unwrap();

@@ -36,12 +36,16 @@ pub(crate) fn check(path: &Path) -> CheckOutcome {
     check_with(command, Duration::from_secs(60))
 }
 
+pub(crate) fn open(dir: &Path) -> (Store, Loaded) {
+    open_with(dir, None)
+}
+
 /// Opens a store that nobody else has. A child that another test has just forked holds our lock for
 /// a moment, until it executes.
-pub(crate) fn open(dir: &Path) -> (Store, Loaded) {
+pub(crate) fn open_with(dir: &Path, factory: Option<&Path>) -> (Store, Loaded) {
     let mut opened = None;
     until("the lock is free", || {
-        opened = match open_with(dir, None) {
+        opened = match Store::open(dir, factory, check) {
             Err(StoreError::InUse { .. }) => None,
             result => Some(result.unwrap()),
         };
@@ -59,10 +63,6 @@ pub(crate) fn until(what: &str, mut state: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(10));
     }
     panic!("waited in vain until {what}");
-}
-
-pub(crate) fn open_with(dir: &Path, factory: Option<&Path>) -> Result<(Store, Loaded), StoreError> {
-    Store::open(dir, factory, check)
 }
 
 /// A signed order (the signature is none) whose size depends on its generation.
