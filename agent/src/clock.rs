@@ -1,8 +1,9 @@
 //! The only place that reads a clock.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use coracle_core::history::Now;
+use tokio::time::Instant;
 
 /// The wall clock may drift this far from where it was last seen before its position is taken anew.
 /// Smaller steps would only make the times in reports flicker.
@@ -38,7 +39,8 @@ impl Clock {
     }
 }
 
-/// A moment of the monotonic clock, for measuring how long something took.
+/// A moment of the monotonic clock, for measuring how long something took. The async runtime's, so
+/// that tests can pause it.
 #[expect(clippy::disallowed_methods, reason = "the one place that may")]
 pub fn monotonic_now() -> Instant {
     Instant::now()

@@ -1,5 +1,5 @@
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle_core::backoff::Retry;
@@ -138,10 +138,12 @@ impl StoreError {
     /// Classifies an error of LMDB on the file at `path`.
     pub(super) fn lmdb(action: &'static str, path: impl Into<PathBuf>, error: heed::Error) -> Self {
         use heed::MdbError;
+        let path = path.into();
         match error {
-            heed::Error::Io(source) => Self::io(action, path, source),
+            heed::Error::Io(source) => Self::io(action, &path, short_of_space(source, &path)),
             heed::Error::Mdb(MdbError::Other(code)) => {
-                Self::io(action, path, io::Error::from_raw_os_error(code))
+                let source = io::Error::from_raw_os_error(code);
+                Self::io(action, &path, short_of_space(source, &path))
             }
             heed::Error::Mdb(MdbError::MapFull) => Self::MapFull,
             heed::Error::Mdb(
@@ -159,5 +161,21 @@ impl StoreError {
     /// After this error the LMDB environment must be closed and opened anew.
     pub(super) fn ends_the_environment(&self) -> bool {
         matches!(self, Self::Database(_) | Self::Damaged { .. } | Self::Io { .. })
+    }
+}
+
+/// LMDB says EIO when the kernel took only a part of a write, which is what happens when the last
+/// bytes of a file system are given away.
+#[allow(clippy::useless_conversion, reason = "the counts have 32 bits on 32-bit systems")]
+fn short_of_space(error: io::Error, path: &Path) -> io::Error {
+    const FEW_BYTES: u64 = 64 * 1024;
+    use nix::errno::Errno;
+    let is_eio = error.raw_os_error() == Some(Errno::EIO as i32);
+    match nix::sys::statvfs::statvfs(path) {
+        Ok(fs) if is_eio => {
+            let free = u64::from(fs.blocks_available()) * u64::from(fs.fragment_size());
+            if free < FEW_BYTES { Errno::ENOSPC.into() } else { error }
+        }
+        _ => error,
     }
 }

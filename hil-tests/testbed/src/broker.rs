@@ -7,6 +7,7 @@
 //! disturbs no identity.
 
 use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -71,10 +72,10 @@ impl Broker {
         std::fs::create_dir(&data)?;
         let socket = dir.join("mqtt.sock");
         let rules: String = rules.iter().map(|rule| format!("pattern {rule}\n")).collect();
-        std::fs::write(
-            dir.join("acl"),
-            format!("user {FLEET}\ntopic readwrite coracle/#\n\n{rules}"),
-        )?;
+        let acl = dir.join("acl");
+        std::fs::write(&acl, format!("user {FLEET}\ntopic readwrite coracle/#\n\n{rules}"))?;
+        // Newer releases insist on it.
+        std::fs::set_permissions(&acl, std::fs::Permissions::from_mode(0o600))?;
         let configuration = dir.join("mosquitto.conf");
         std::fs::write(&configuration, settings(&dir, &data, pki, port, lines))?;
         let process = launch(place, &name, &configuration, &socket, port)?;

@@ -196,14 +196,15 @@ impl Containerd {
     }
 
     /// A command that will run in the mount namespace of this containerd and its containers,
-    /// with this version's programs first in `PATH`.
+    /// with this version's programs first in `PATH` and in our own working directory.
     pub fn inside(&self, program: impl AsRef<Path>) -> Command {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let system = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"];
         let dirs = [self.bin_dir.clone()].into_iter().chain(std::env::split_paths(&path));
         let path = std::env::join_paths(dirs.chain(system.map(PathBuf::from))).unwrap_or(path);
         let mut command = Command::new("nsenter");
-        command.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.pid()));
+        // --root: entering a mount namespace otherwise leaves a chroot that we may be in.
+        command.args(["--target", &self.holder.pid().to_string(), "--mount", "--root", "--wd"]);
         command.arg("--").arg(program.as_ref()).env("PATH", path);
         command
     }

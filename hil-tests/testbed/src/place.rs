@@ -83,7 +83,8 @@ impl Place {
     }
 
     /// A cgroup (`/NAME`, relative to the root of each hierarchy) for the place's containers;
-    /// removed with all below it.
+    /// removed with all below it. Containers elsewhere are found too, but two places whose
+    /// containers have the same cgroup path would end each other's.
     pub fn cgroup(&self) -> String {
         format!("/{}", self.inner.name)
     }

@@ -36,6 +36,11 @@ fn the_next_place_sweeps_what_a_killed_owner_left() {
     owner.kill().unwrap();
     owner.wait().unwrap();
     let name = name.unwrap();
+    let daemon = "/containerd --config";
+    wait_for("the daemon to die with its owner", Duration::from_secs(20), || {
+        (!place::leftovers(&name).join("\n").contains(daemon)).then_some(())
+    })
+    .unwrap();
     let left = place::leftovers(&name);
     let has = |what: &str| left.iter().any(|line| line.contains(what));
     assert!(has("containerd-shim") && has("cgroup") && has("directory"), "{left:?}");
