@@ -1,5 +1,5 @@
 //! What the shipped binaries print with `--json`, as a reader of their documentation would
-//! describe it. Unknown fields are ignored, as a script would ignore them.
+//! write it down. Unknown fields are ignored, as a script would ignore them.
 
 use coracle_protocol::reported::{
     Condition, Refused, ReplicaReport, ReportedState, WorkloadReport,
@@ -45,14 +45,7 @@ pub struct Pull {
     pub bytes_total: Option<u64>,
 }
 
-/// `coracle events --json`.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Happenings {
-    /// Oldest first.
-    pub events: Vec<Happening>,
-}
-
-/// One thing that happened.
+/// One line of `coracle events --json`: one thing that happened.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Happening {
     /// Rises by one for each.

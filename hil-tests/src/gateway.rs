@@ -5,22 +5,24 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use coracle_protocol::topic::{Kind, Topic};
 use coracle_protocol::{DesiredState, GatewayId};
 use coracle_testbed::pki::Identity;
 use coracle_testbed::process::{Process, run, run_with_input};
 use coracle_testbed::{Broker, Containerd, Pki, Place, Registry, Result, Version, bin, broker};
 
-use crate::facts::{Applied, Happening, Happenings, Status};
+use crate::facts::{Applied, Happening, Status};
 use crate::orders::Signer;
 
 /// How long a state may take to come about unless a test says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 const COMMAND_LIMIT: Duration = Duration::from_secs(90);
-const POLL: Duration = Duration::from_millis(25);
+const POLL: Duration = Duration::from_millis(10);
 /// The containerd namespace of the agent's containers.
 pub const NAMESPACE: &str = "coracle";
 
@@ -68,6 +70,8 @@ pub struct Gateway {
     pub state_dir: PathBuf,
     /// Further lines at the top level of the configuration, from the agent's next start on.
     pub lines: String,
+    /// Ends every waiting when it is set.
+    pub stop: Arc<AtomicBool>,
     options: Options,
     id: GatewayId,
     key: PathBuf,
@@ -123,6 +127,7 @@ impl Gateway {
             registries: Vec::new(),
             state_dir,
             lines: String::new(),
+            stop: Arc::default(),
             options,
             id,
             key,
@@ -299,8 +304,8 @@ impl Gateway {
     pub fn events(&self) -> Result<Vec<Happening>> {
         let output = self.coracle(&["events", "--json"])?;
         ensure!(output.status.success(), "coracle events failed: {}", stderr(&output));
-        let happenings: Happenings = serde_json::from_slice(&output.stdout)?;
-        Ok(happenings.events)
+        let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.map(|line| Ok(serde_json::from_slice(line)?)).collect()
     }
 
     /// `coracle apply FILE --json` with a signed order; the answer, whether yes or no.
@@ -357,7 +362,7 @@ impl Gateway {
     // --- waiting ------------------------------------------------------------------------------
 
     /// Asks for the status until `seen` gives a value. At the end of `timeout`, or if the agent
-    /// ends: an error with the last status and the end of the agent's log.
+    /// ends: an error, and as its cause the last status and the end of the agent's log.
     pub fn wait<T>(
         &mut self,
         what: &str,
@@ -370,16 +375,18 @@ impl Gateway {
             if let Some(value) = status.as_ref().ok().and_then(&mut seen) {
                 return Ok(value);
             }
-            let lives = self.agent_is_running();
-            if !lives || Instant::now() > end {
-                let why = if lives { format!("not in {timeout:?}") } else { "agent ended".into() };
-                let last = match status {
-                    Ok(status) => format!("{status:#?}"),
-                    Err(error) => format!("{error:#}"),
-                };
-                bail!("waited for {what}: {why}; status: {last}\nagent's log:\n{}", self.tail());
-            }
-            std::thread::sleep(POLL);
+            let why = match () {
+                () if self.stop.load(Ordering::SeqCst) => "interrupted".to_owned(),
+                () if !self.agent_is_running() => "the agent ended".to_owned(),
+                () if Instant::now() > end => format!("not in {} s", timeout.as_secs()),
+                () => {
+                    std::thread::sleep(POLL);
+                    continue;
+                }
+            };
+            let last = status.map_or_else(|error| format!("{error:#}"), |s| format!("{s:#?}"));
+            return Err(anyhow!("status: {last}\nagent's log:\n{}", self.tail()))
+                .with_context(|| format!("waited for {what}: {why}"));
         }
     }
 
