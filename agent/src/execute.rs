@@ -74,16 +74,23 @@ impl<R: Runtime> Executor<R> {
     }
 
     async fn start(&self, start: &Start) -> Result<u32, Failure> {
-        let image = match self.images.local(&start.container.image).await {
+        let reference = &start.container.image;
+        let image = match self.images.local(reference).await {
             Ok(image) => image,
             Err(error @ ImageError::NotLocal { .. }) => {
-                // So that it is no longer taken for complete, and fetched again.
-                self.images.remove(&start.container.image).await?;
+                self.images.remove(reference).await?;
                 return Err(error.into());
             }
             Err(error) => return Err(error.into()),
         };
-        Ok(self.runtime.start(start, &image).await?)
+        match self.runtime.start(start, &image).await {
+            Err(error @ RuntimeError::ImageMissing { .. }) => {
+                // So that it is no longer taken for complete, and fetched again.
+                self.images.remove(reference).await?;
+                Err(error.into())
+            }
+            result => Ok(result?),
+        }
     }
 }
 

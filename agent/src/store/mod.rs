@@ -39,6 +39,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use coracle_core::digest::sha256_hex;
 use coracle_core::history::ReplicaRecord;
 use coracle_core::name::ReplicaId;
 
@@ -64,7 +65,7 @@ pub struct StoredOrder {
 impl StoredOrder {
     /// An order with its digest.
     pub fn new(generation: u64, envelope: Vec<u8>) -> Self {
-        let digest = records::hex(ring::digest::digest(&ring::digest::SHA256, &envelope).as_ref());
+        let digest = sha256_hex(&envelope);
         Self { generation, envelope, digest }
     }
 }

@@ -1,6 +1,6 @@
 //! The link against a real broker with mutual TLS, and against brokers that misbehave.
 
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 mod bed;
 mod documents;
