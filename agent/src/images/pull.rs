@@ -75,7 +75,9 @@ impl<'a> Pull<'a> {
         self.unpack(&lease, &resolved).await?;
         let config = &resolved.manifest.config.digest;
         records::put(containerd, self.image, &resolved.top, config).await?;
-        lease.delete().await?;
+        if let Err(error) = lease.delete().await {
+            tracing::warn!(image = %self.image, error = %error, "lease of a pull left to expire");
+        }
         Ok(resolved.top.digest)
     }
 
