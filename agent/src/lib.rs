@@ -5,6 +5,7 @@
 //! `trust`, `api`, `cli`) never use each other; what two of them need is on the ground floor
 //! (`containerd`, `config`, `clock`).
 
+pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod clock;
