@@ -40,3 +40,6 @@ pub const MAX_ENTRIES: usize = 256;
 
 /// Largest generation: integers up to here survive every JSON reader (2^53 - 1, RFC 8259 section 6).
 pub const MAX_GENERATION: u64 = (1 << 53) - 1;
+
+/// Most replicas of all workloads together on one gateway.
+pub const MAX_TOTAL_REPLICAS: u32 = 256;

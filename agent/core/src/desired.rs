@@ -1,13 +1,24 @@
 //! Wire document to validated domain, or a list of refusals with their places.
+//!
+//! In: a JSON value. Out: a [`Desired`] whose every name, reference and number has been checked, or
+//! every reason against it. Deliberately not here: signature, generation and gateway, which need
+//! to know more than the document.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_protocol::limits::MAX_REFUSALS;
+use coracle_protocol::{Code, GatewayId, Refusal};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use coracle_protocol::desired::{Network, RestartPolicy};
+
+use crate::structure::{self, Structure};
+
+mod rules;
 
 use crate::image::ImageRef;
 use crate::name::{ContainerName, WorkloadName};
@@ -86,3 +97,62 @@ impl fmt::Debug for DefinitionHash {
         f.write_str(&self.0)
     }
 }
+
+/// How strictly a document is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// When an order is written, validated or signed: a field that schema 1 does not have is a typo.
+    Strict,
+    /// On a gateway: it may come from a newer fleet, and `requires` says if it must be understood.
+    Tolerant,
+}
+
+/// A document that passed every rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Which gateway it is for.
+    pub gateway: GatewayId,
+    /// What it orders.
+    pub desired: Desired,
+    /// JSON Pointers of fields that were ignored, at most [`MAX_REFUSALS`].
+    pub unknown_fields: Vec<String>,
+}
+
+/// Reads a desired state. Judges all that can be told from the document alone.
+///
+/// # Errors
+/// Every reason why the document is refused; at least one.
+pub fn parse(document: &Value, reading: Reading) -> Result<Accepted, Vec<Refusal>> {
+    let Structure { mut refusals, mut unknown_fields } = structure::check(document);
+    // What is sound is judged by the rules even if something else is not.
+    let judged = rules::check(document, &mut refusals);
+    if reading == Reading::Strict {
+        refusals.extend(unknown_fields.drain(..).map(|path| {
+            let field = path.rsplit('/').next().unwrap_or_default();
+            let message = format!("unknown field {field:?}; schema 1 does not have it here");
+            Refusal::new(path.clone(), Code::UNKNOWN_FIELD, message)
+        }));
+    }
+    unknown_fields.truncate(MAX_REFUSALS);
+    match judged {
+        Some((gateway, desired)) if refusals.is_empty() => {
+            Ok(Accepted { gateway, desired, unknown_fields })
+        }
+        _ if refusals.is_empty() => {
+            Err(vec![Refusal::whole(Code::MALFORMED, "not a desired state of schema 1")])
+        }
+        _ => Err(refusals),
+    }
+}
+
+/// Like [`parse`] without the judgement of the structure, which takes most of its time.
+#[cfg(test)]
+pub(crate) fn parse_sound(document: &Value) -> Desired {
+    let mut refusals = Vec::new();
+    let judged = rules::check(document, &mut refusals);
+    assert_eq!(refusals, []);
+    judged.unwrap().1
+}
+
+#[cfg(test)]
+mod tests;

@@ -13,4 +13,7 @@ pub mod key;
 pub mod name;
 pub mod observed;
 pub mod plan;
+pub mod reconcile;
+pub mod report;
+mod structure;
 pub mod text;

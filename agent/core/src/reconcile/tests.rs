@@ -1,0 +1,559 @@
+//! Situations as tables, and properties over random ones.
+
+use expect_test::{Expect, expect};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::backoff::Retry;
+use crate::desired::parse_sound;
+use crate::image::Digest;
+use crate::observed::{Busy, Exit};
+
+/// Orders in one line: `NAME:IMAGE*REPLICAS/POLICY`, separated by blanks.
+fn desired(generation: u64, text: &str) -> Desired {
+    let workload = |word: &str| {
+        let (word, policy) = word.split_once('/').unwrap_or((word, "always"));
+        let (word, replicas) = word.split_once('*').unwrap_or((word, "1"));
+        let (name, image) = word.split_once(':').unwrap();
+        json!({ "name": name, "network": "none", "restart": policy,
+                "replicas": replicas.parse::<u32>().unwrap(),
+                "containers": [{ "image": format!("r.x/{image}:1") }] })
+    };
+    let workloads: Vec<_> = text.split_whitespace().map(workload).collect();
+    let document = json!({ "schema": 1, "generation": generation, "workloads": workloads,
+                           "gateway": "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11" });
+    parse_sound(&document)
+}
+
+fn orders(previous: &str, current: &str) -> Orders {
+    Orders { previous: desired(1, previous), current: desired(2, current) }
+}
+
+fn at(seconds: u64) -> Now {
+    Now { monotonic: Duration::from_secs(seconds), wall: Duration::from_secs(1_000_000 + seconds) }
+}
+
+fn image(name: &str) -> ImageRef {
+    ImageRef::parse(&format!("r.x/{name}:1")).unwrap()
+}
+
+fn digest() -> Digest {
+    Digest::parse(&format!("sha256:{}", "0".repeat(64))).unwrap()
+}
+
+fn with_images(names: &[&str]) -> Observed {
+    Observed {
+        containers: Some(BTreeMap::new()),
+        images: names.iter().map(|name| (image(name), digest())).collect(),
+        ..Observed::default()
+    }
+}
+
+const RUNNING: Task = Task::Running { pid: 7 };
+
+fn stopped(code: u32, at_nanos: u64) -> Task {
+    Task::Stopped(Exit { code, at_nanos })
+}
+
+/// Puts the container of replica `index` of an ordered workload into the world.
+fn add(observed: &mut Observed, from: &Desired, name: &str, index: u32, task: Task) {
+    let workload = from.workloads.values().find(|workload| workload.name.as_str() == name).unwrap();
+    let replica = ReplicaId { workload: workload.name.clone(), index };
+    let id = replica.container(&workload.container.name);
+    let definition = workload.definition.clone();
+    let container = Container { replica, generation: from.generation, definition, task };
+    observed.containers.as_mut().unwrap().insert(id, container);
+}
+
+/// A plan in one line.
+fn show(plan: &Plan) -> String {
+    let mut words: Vec<String> = plan
+        .actions
+        .iter()
+        .map(|action| match action {
+            Action::Pull { image } => format!("pull {}", image.repository()),
+            Action::Start(s) => {
+                format!(
+                    "start {} as {} g{}",
+                    s.replica,
+                    s.container.image.repository(),
+                    s.generation
+                )
+            }
+            Action::Stop(stop) => format!("stop {}", stop.id),
+            Action::Remove { id, .. } => format!("remove {id}"),
+            Action::RemoveImage { image } => format!("forget {}", image.repository()),
+        })
+        .collect();
+    words.extend(plan.blocked.iter().map(|blocked| {
+        let until = blocked.until.map(|until| format!(" until {}", until.as_secs()));
+        format!("({} blocked: {}{})", blocked.replica, blocked.reason, until.unwrap_or_default())
+    }));
+    words.join("; ")
+}
+
+#[track_caller]
+fn check(orders: &Orders, observed: &Observed, history: &History, now: Now, expected: Expect) {
+    expected.assert_eq(&show(&reconcile(orders, observed, history, now)));
+}
+
+fn no_history() -> History {
+    History::default()
+}
+
+#[test]
+fn nothing_is_done_while_containerd_cannot_be_reached() {
+    let observed = Observed::default();
+    check(
+        &orders("", "web:a"),
+        &observed,
+        &no_history(),
+        at(0),
+        expect!["(web.0 blocked: containerd cannot be reached)"],
+    );
+}
+
+#[test]
+fn without_any_orders_nothing_is_touched() {
+    let mut observed = with_images(&["a"]);
+    add(&mut observed, &desired(1, "web:a"), "web", 0, RUNNING);
+    check(&Orders::default(), &observed, &no_history(), at(0), expect![""]);
+}
+
+#[test]
+fn what_is_missing_is_fetched_then_started() {
+    let orders = orders("", "web:a db:b*2");
+    check(
+        &orders,
+        &with_images(&["b"]),
+        &no_history(),
+        at(0),
+        expect!["start db.0 as b g2; pull a; (web.0 blocked: its image is being fetched)"],
+    );
+    let mut observed = with_images(&["a", "b"]);
+    add(&mut observed, &orders.current, "db", 0, RUNNING);
+    check(
+        &orders,
+        &observed,
+        &no_history(),
+        at(0),
+        expect!["start db.1 as b g2; start web.0 as a g2"],
+    );
+}
+
+#[test]
+fn an_image_is_fetched_once_for_all_who_want_it() {
+    let mut observed = with_images(&[]);
+    check(
+        &orders("", "one:a two:a"),
+        &observed,
+        &no_history(),
+        at(0),
+        expect![
+            "pull a; (one.0 blocked: its image is being fetched); (two.0 blocked: its image is being fetched)"
+        ],
+    );
+    observed.pulling.insert(image("a"));
+    check(
+        &orders("", "one:a"),
+        &observed,
+        &no_history(),
+        at(0),
+        expect!["(one.0 blocked: its image is being fetched)"],
+    );
+}
+
+#[test]
+fn what_runs_as_ordered_is_left_alone_whatever_generation_made_it() {
+    let orders = orders("web:a", "web:a");
+    let mut observed = with_images(&["a"]);
+    add(&mut observed, &orders.previous, "web", 0, RUNNING);
+    check(&orders, &observed, &no_history(), at(0), expect![""]);
+    observed.images.clear();
+    check(
+        &orders,
+        &observed,
+        &no_history(),
+        at(0),
+        expect!["pull a; (web.0 blocked: its image is being fetched)"],
+    );
+}
+
+#[test]
+fn the_old_definition_runs_until_the_new_image_is_there() {
+    let orders = orders("web:a", "web:b");
+    let mut observed = with_images(&["a"]);
+    add(&mut observed, &orders.previous, "web", 0, RUNNING);
+    check(
+        &orders,
+        &observed,
+        &no_history(),
+        at(0),
+        expect!["pull b; (web.0 blocked: its image is being fetched)"],
+    );
+    observed.images.insert(image("b"), digest());
+    check(&orders, &observed, &no_history(), at(0), expect!["stop web.0.main"]);
+    observed.containers.as_mut().unwrap().clear();
+    check(&orders, &observed, &no_history(), at(0), expect!["start web.0 as b g2"]);
+}
+
+#[test]
+fn a_cold_boot_offline_starts_the_old_definition_if_the_new_image_never_came() {
+    let orders = orders("web:a", "web:b");
+    let mut history = no_history();
+    history.pull_failed(&image("b"), "no network", Retry::Backoff, at(0));
+    let mut observed = with_images(&["a"]);
+    add(&mut observed, &orders.previous, "web", 0, Task::Absent);
+    check(
+        &orders,
+        &observed,
+        &history,
+        at(0),
+        expect![
+            "start web.0 as a g1; (web.0 blocked: image r.x/b:1 could not be fetched: no network until 0)"
+        ],
+    );
+    check(
+        &orders,
+        &observed,
+        &history,
+        at(2),
+        expect!["pull b; start web.0 as a g1; (web.0 blocked: its image is being fetched)"],
+    );
+}
+
+#[test]
+fn what_no_order_names_is_removed() {
+    let orders = orders("", "web:a");
+    let old = desired(1, "web:a*2 gone:a dead:a");
+    let mut observed = with_images(&["a"]);
+    add(&mut observed, &old, "web", 0, RUNNING);
+    add(&mut observed, &old, "web", 1, RUNNING);
+    add(&mut observed, &old, "gone", 0, RUNNING);
+    add(&mut observed, &old, "dead", 0, stopped(0, 1));
+    check(
+        &orders,
+        &observed,
+        &no_history(),
+        at(0),
+        expect!["remove dead.0.main; stop gone.0.main; stop web.1.main"],
+    );
+}
+
+#[test]
+fn images_are_forgotten_only_when_all_is_as_ordered() {
+    let orders = orders("web:b", "web:a");
+    let mut observed = with_images(&["a", "b", "c"]);
+    check(&orders, &observed, &no_history(), at(0), expect!["start web.0 as a g2"]);
+    add(&mut observed, &orders.current, "web", 0, RUNNING);
+    check(&orders, &observed, &no_history(), at(0), expect!["forget c"]);
+}
+
+#[test]
+fn one_action_at_a_time_for_each_workload() {
+    let orders = orders("", "web:a*3");
+    let mut observed = with_images(&["a"]);
+    check(&orders, &observed, &no_history(), at(0), expect!["start web.0 as a g2"]);
+    let workload = orders.current.workloads.values().next().unwrap();
+    let replica = ReplicaId { workload: workload.name.clone(), index: 0 };
+    observed.busy.insert(workload.name.clone(), Busy { replica, starting: true });
+    check(&orders, &observed, &no_history(), at(0), expect![""]);
+}
+
+#[test]
+fn replicas_are_replaced_one_by_one() {
+    let orders = orders("web:a*2", "web:b*2");
+    let mut observed = with_images(&["a", "b"]);
+    add(&mut observed, &orders.previous, "web", 0, RUNNING);
+    add(&mut observed, &orders.previous, "web", 1, RUNNING);
+    check(&orders, &observed, &no_history(), at(0), expect!["stop web.0.main"]);
+}
+
+#[test]
+fn leftovers_of_an_interrupted_start_are_started_anew_and_paused_tasks_left_alone() {
+    let orders = orders("", "a:a b:a c:a");
+    let mut observed = with_images(&["a"]);
+    add(&mut observed, &orders.current, "a", 0, Task::Created);
+    add(&mut observed, &orders.current, "b", 0, Task::Absent);
+    add(&mut observed, &orders.current, "c", 0, Task::Unknown);
+    check(
+        &orders,
+        &observed,
+        &no_history(),
+        at(0),
+        expect![
+            "start a.0 as a g2; start b.0 as a g2; (c.0 blocked: its task is paused or in an unknown state)"
+        ],
+    );
+}
+
+#[test]
+fn restarts_are_immediate_once_then_wait_and_hold_no_shim_meanwhile() {
+    let orders = orders("", "web:a");
+    let mut observed = with_images(&["a"]);
+    let mut history = no_history();
+    add(&mut observed, &orders.current, "web", 0, stopped(1, 10));
+    history.learn(&observed, at(5), |container| orders.policy(container));
+    check(&orders, &observed, &history, at(5), expect!["start web.0 as a g2"]);
+    add(&mut observed, &orders.current, "web", 0, stopped(1, 20));
+    history.learn(&observed, at(6), |container| orders.policy(container));
+    check(&orders, &observed, &history, at(6), expect!["remove web.0.main"]);
+    observed.containers.as_mut().unwrap().clear();
+    check(
+        &orders,
+        &observed,
+        &history,
+        at(6),
+        expect!["(web.0 blocked: ended with exit code 1 until 6)"],
+    );
+    check(&orders, &observed, &history, at(7), expect!["start web.0 as a g2"]);
+}
+
+#[test]
+fn the_same_end_counts_once_and_a_healthy_while_forgives() {
+    let orders = orders("", "web:a");
+    let mut observed = with_images(&["a"]);
+    let mut history = no_history();
+    let mut failures = |observed: &Observed, now| {
+        history.learn(observed, now, |container| orders.policy(container));
+        let workload = orders.current.workloads.values().next().unwrap();
+        let replica = ReplicaId { workload: workload.name.clone(), index: 0 };
+        history.replica(&replica, &workload.definition).unwrap().record.failures
+    };
+    add(&mut observed, &orders.current, "web", 0, stopped(1, 10));
+    assert_eq!(failures(&observed, at(1)), 1);
+    assert_eq!(failures(&observed, at(2)), 1);
+    add(&mut observed, &orders.current, "web", 0, RUNNING);
+    assert_eq!(failures(&observed, at(3)), 1);
+    add(&mut observed, &orders.current, "web", 0, stopped(1, 20));
+    assert_eq!(failures(&observed, at(10)), 2);
+    add(&mut observed, &orders.current, "web", 0, RUNNING);
+    assert_eq!(failures(&observed, at(11)), 2);
+    add(&mut observed, &orders.current, "web", 0, stopped(1, 30));
+    assert_eq!(failures(&observed, at(80)), 1);
+}
+
+#[test]
+fn jobs_that_ended_are_not_started_again_unless_redefined() {
+    for (policy, code, ends) in
+        [("never", 0, true), ("never", 3, true), ("on-failure", 0, true), ("on-failure", 3, false)]
+    {
+        let orders = orders("", &format!("job:a/{policy}"));
+        let mut observed = with_images(&["a", "b"]);
+        let mut history = no_history();
+        add(&mut observed, &orders.current, "job", 0, stopped(code, 10));
+        history.learn(&observed, at(5), |container| orders.policy(container));
+        let plan = show(&reconcile(&orders, &observed, &history, at(5)));
+        assert_eq!(
+            plan,
+            if ends { "remove job.0.main" } else { "start job.0 as a g2" },
+            "{policy}"
+        );
+        let records = history.take_changes().into_iter().map(|(id, r)| (id, r.unwrap())).collect();
+        let after_reboot = History::new(records, 1);
+        let gone = with_images(&["a", "b"]);
+        let again = show(&reconcile(&orders, &gone, &after_reboot, at(0)));
+        assert_eq!(again.contains("start"), !ends, "{policy} {code}: {again}");
+        let redefined = Orders { current: desired(3, &format!("job:b/{policy}")), ..orders };
+        let again = show(&reconcile(&redefined, &gone, &after_reboot, at(0)));
+        assert_eq!(again, "start job.0 as b g3");
+    }
+}
+
+#[test]
+fn what_cannot_be_removed_rests_and_is_tried_again() {
+    let orders = orders("", "");
+    let mut observed = with_images(&[]);
+    add(&mut observed, &desired(1, "gone:a"), "gone", 0, RUNNING);
+    let mut history = no_history();
+    let replica = observed.containers.as_ref().unwrap().values().next().unwrap().replica.clone();
+    history.end_failed(&replica, "no such luck", at(0));
+    check(
+        &orders,
+        &observed,
+        &history,
+        at(0),
+        expect!["(gone.0 blocked: its container could not be removed: no such luck until 0)"],
+    );
+    check(&orders, &observed, &history, at(1), expect!["stop gone.0.main"]);
+}
+
+#[test]
+fn a_plan_wakes_for_its_earliest_next_try() {
+    let orders = orders("", "web:a db:b");
+    let mut history = no_history();
+    history.pull_failed(&image("a"), "x", Retry::After(Duration::from_secs(40)), at(0));
+    history.pull_failed(&image("b"), "x", Retry::After(Duration::from_secs(30)), at(0));
+    let plan = reconcile(&orders, &with_images(&[]), &history, at(1));
+    assert_eq!(plan.wake_at, Some(Duration::from_secs(30)));
+}
+
+/// A gateway in memory on which plans can be carried out.
+#[derive(Clone, Debug)]
+struct World {
+    observed: Observed,
+    history: History,
+    clock: u64,
+}
+
+impl World {
+    fn carry_out(&mut self, action: &Action) {
+        let containers = self.observed.containers.as_mut().unwrap();
+        match action {
+            Action::Pull { image } => {
+                self.observed.images.insert(image.clone(), digest());
+                self.history.pulled(image);
+            }
+            Action::Start(start) => {
+                let live = containers.iter().any(|(_, container)| {
+                    container.replica == start.replica
+                        && matches!(container.task, Task::Running { .. })
+                });
+                assert!(!live, "a second live task of {}", start.replica);
+                assert!(self.observed.images.contains_key(&start.container.image));
+                let container = Container {
+                    replica: start.replica.clone(),
+                    generation: start.generation,
+                    definition: start.definition.clone(),
+                    task: RUNNING,
+                };
+                containers.insert(start.id.clone(), container);
+                self.history.started(&start.replica, &start.definition, at(self.clock));
+            }
+            Action::Stop(Stop { id, .. }) => {
+                assert!(containers.remove(id).is_some());
+            }
+            Action::Remove { id, .. } => {
+                let removed = containers.remove(id).unwrap();
+                assert!(!matches!(removed.task, Task::Running { .. }));
+            }
+            Action::RemoveImage { image } => {
+                assert!(self.observed.images.remove(image).is_some());
+            }
+        }
+    }
+
+    /// Decides and acts until there is nothing to do; only the first action of each plan is done,
+    /// as if the agent were interrupted after it.
+    fn settle(&mut self, orders: &Orders) -> Plan {
+        for _ in 0..200 {
+            let now = at(self.clock);
+            self.history.learn(&self.observed, now, |container| orders.policy(container));
+            let plan = reconcile(orders, &self.observed, &self.history, now);
+            match (plan.actions.first(), plan.wake_at) {
+                (Some(action), _) => self.carry_out(action),
+                (None, Some(wake)) => self.clock = wake.as_secs().max(self.clock) + 1,
+                (None, None) => return plan,
+            }
+        }
+        panic!("does not settle: {:?}", self.observed);
+    }
+}
+
+fn any_task() -> impl Strategy<Value = Task> {
+    prop_oneof![
+        Just(Task::Absent),
+        Just(Task::Created),
+        Just(RUNNING),
+        (0u32..3, 1u64..100).prop_map(|(code, at)| stopped(code, at)),
+    ]
+}
+
+fn any_orders() -> impl Strategy<Value = String> {
+    let policy = prop_oneof![Just("always"), Just("on-failure"), Just("never")];
+    let one = (0..4usize, 0..3usize, 1..4u32, policy);
+    prop::collection::btree_map(0..4usize, one, 0..4).prop_map(|workloads| {
+        let word = |(name, (_, image, replicas, policy))| {
+            format!(
+                "{}:{}*{replicas}/{policy} ",
+                ["w", "x", "y", "z"][name],
+                ["a", "b", "c"][image]
+            )
+        };
+        workloads.into_iter().map(word).collect()
+    })
+}
+
+prop_compose! {
+    fn any_world()(
+        previous in any_orders(),
+        current in any_orders(),
+        older in any_orders(),
+        images in prop::collection::btree_set(0..3usize, 0..4),
+        tasks in prop::collection::vec((0..3usize, 0..4usize, 0..4u32, any_task()), 0..12),
+    ) -> (Orders, World) {
+        let orders = orders(&previous, &current);
+        let images: Vec<&str> = images.into_iter().map(|i| ["a", "b", "c"][i]).collect();
+        let mut observed = with_images(&images);
+        for (source, name, index, task) in tasks {
+            let older = desired(1, &older);
+            let from = [&orders.current, &orders.previous, &older][source];
+            let name = ["w", "x", "y", "z"][name];
+            if from.workloads.keys().any(|known| known.as_str() == name) {
+                add(&mut observed, from, name, index, task);
+            }
+        }
+        (orders, World { observed, history: no_history(), clock: 0 })
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn converges_from_every_observed_state_and_then_rests((orders, mut world) in any_world()) {
+        let plan = world.settle(&orders);
+        prop_assert_eq!(&plan, &Plan::default(), "a second plan is empty");
+        for workload in orders.current.workloads.values() {
+            for replica in replicas(workload) {
+                let id = replica.container(&workload.container.name);
+                let finished = world
+                    .history
+                    .replica(&replica, &workload.definition)
+                    .is_some_and(|known| known.record.finished);
+                let container = world.observed.containers.as_ref().unwrap().get(&id);
+                let runs = container.is_some_and(|container| runs_as(workload, container));
+                prop_assert!(runs != finished, "{} runs: {}, finished: {}", replica, runs, finished);
+            }
+        }
+        let wanted: u32 = orders.current.workloads.values().map(|w| w.replicas).sum();
+        prop_assert!(world.observed.containers.unwrap().len() as u32 <= wanted);
+    }
+
+    #[test]
+    fn a_plan_never_holds_two_actions_for_one_workload((orders, world) in any_world()) {
+        let plan = reconcile(&orders, &world.observed, &world.history, at(0));
+        let mut seen = BTreeSet::new();
+        for workload in plan.actions.iter().filter_map(Action::workload) {
+            prop_assert!(seen.insert(workload), "{} twice in {}", workload, show(&plan));
+        }
+    }
+
+    #[test]
+    fn what_runs_as_ordered_is_never_stopped((orders, world) in any_world()) {
+        let plan = reconcile(&orders, &world.observed, &world.history, at(0));
+        for action in &plan.actions {
+            let Action::Stop(stop) = action else { continue };
+            let container = &world.observed.containers.as_ref().unwrap()[&stop.id];
+            let wanted = orders.current.workloads.get(&container.replica.workload);
+            let healthy = wanted.is_some_and(|workload| {
+                runs_as(workload, container) && container.replica.index < workload.replicas
+            });
+            prop_assert!(!healthy, "{}", show(&plan));
+        }
+    }
+
+    #[test]
+    fn losing_every_image_stops_nothing_that_is_ordered((orders, mut world) in any_world()) {
+        world.observed.images.clear();
+        let plan = reconcile(&orders, &world.observed, &world.history, at(0));
+        for action in &plan.actions {
+            let Action::Stop(stop) = action else { continue };
+            let container = &world.observed.containers.as_ref().unwrap()[&stop.id];
+            let ordered = orders.current.workloads.get(&container.replica.workload);
+            let surplus = ordered.is_none_or(|workload| container.replica.index >= workload.replicas);
+            prop_assert!(surplus || container.task == Task::Created, "{}", show(&plan));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What the local API says and the command line shows: the shapes that both share, and the calls
+//! that the API makes of the event loop.
+
+use coracle_protocol::{Refusal, ReportedState, Timestamp};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+/// `GET /v1/status`: everything about the gateway's orders and what became of them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// As it is reported to the fleet.
+    pub reported: ReportedState,
+    /// The connection to the broker; absent if none is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkStatus>,
+    /// Images being fetched, sorted by reference.
+    pub pulls: Vec<PullStatus>,
+}
+
+/// The connection to the broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// `HOST:PORT`.
+    pub broker: String,
+    /// Whether it stands.
+    pub connected: bool,
+    /// Why it does not stand, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When the next try is, by the gateway's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<Timestamp>,
+}
+
+/// An image being fetched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullStatus {
+    /// Image reference.
+    pub image: String,
+    /// `resolving`, `downloading` or `unpacking`.
+    pub phase: String,
+    /// Bytes that are there, of this image's content.
+    pub bytes_done: u64,
+    /// Bytes in all, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_total: Option<u64>,
+}
+
+/// One thing that happened, for people. Kept in memory only, and only the newest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Happening {
+    /// Rises by one for each, from 1 at the start of the agent.
+    pub sequence: u64,
+    /// When, by the gateway's clock.
+    pub at: Timestamp,
+    /// What kind, for programs: such as `started`, `ended`, `pulled`, `order-accepted`.
+    pub kind: String,
+    /// Which workload's replica, such as `web.0`, if it concerns one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<String>,
+    /// What happened, for people.
+    pub message: String,
+}
+
+/// `GET /v1/events`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Happenings {
+    /// Oldest first.
+    pub events: Vec<Happening>,
+    /// How many older ones, after the one asked for, were dropped to keep the memory bounded.
+    pub dropped: u64,
+}
+
+/// What became of an order given to `POST /v1/orders`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Applied {
+    /// The order's generation, where it could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// Whether it is in force now.
+    pub accepted: bool,
+    /// Whether it was in force already, so that nothing changed.
+    pub unchanged: bool,
+    /// Every reason why not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refusals: Vec<Refusal>,
+}
+
+/// A call of the API on the event loop. A caller that went away is not an error.
+#[derive(Debug)]
+pub enum Call {
+    /// What is ordered, what runs, what does not and why.
+    Status(oneshot::Sender<Status>),
+    /// What happened after the event with this sequence.
+    Events(u64, oneshot::Sender<Happenings>),
+    /// A signed order to put into force.
+    Apply(Vec<u8>, oneshot::Sender<Applied>),
+    /// The signed order in force, as it was received; `None` if there is none.
+    Order(oneshot::Sender<Option<Vec<u8>>>),
+}
