@@ -278,6 +278,27 @@ impl Containerd {
         wait_for("the shim to die", START_LIMIT, || procfs::start_time(pid).is_none().then_some(()))
     }
 
+    /// A power cut, as far as containers can tell: daemon, shims and containers die at once, and
+    /// all that lies under `/run` on a real machine is gone. The caller ends what else runs
+    /// [`inside`](Self::inside) first.
+    pub fn power_off(&mut self) -> Result<()> {
+        self.clear()?;
+        for dir in [self.state(), self.run.join("shared")] {
+            std::fs::remove_dir_all(&dir)
+                .with_context(|| format!("cannot remove {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Boots after [`power_off`](Self::power_off): the daemon with what the disk holds.
+    pub fn power_on(&mut self) -> Result<()> {
+        let shared = self.run.join("shared");
+        std::fs::create_dir(&shared)
+            .with_context(|| format!("cannot make {}", shared.display()))?;
+        self.holder = hold_namespace(&self.place, &self.name, &shared)?;
+        self.start_again()
+    }
+
     fn clear(&mut self) -> Result<()> {
         let scope = Scope {
             needle: format!("{}/", self.run.display()),
