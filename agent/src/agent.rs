@@ -7,23 +7,26 @@
 //! signals --------------------------> shutdown
 //! ```
 
+use std::future::Future;
+
 use anyhow::{Context, Result};
 use coracle_protocol::Presence;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{error, info};
 
+use crate::api::ApiError;
 use crate::config::Config;
 use crate::containerd::Containerd;
 use crate::event_loop::{EventLoop, Setup, Sources};
-use crate::execute::Executor;
+use crate::execute::{Executor, chain};
 use crate::images::Images;
 use crate::link::Link;
 use crate::runtime::ContainerdRuntime;
 use crate::store::{Store, check_in_child};
 use crate::trust::TrustedKeys;
-use crate::{machine, runtime};
+use crate::{api, machine, runtime};
 
 /// Events of containerd, and calls of the API, that may wait.
 const WAITING: usize = 32;
@@ -32,7 +35,12 @@ const WAITING: usize = 32;
 ///
 /// # Errors
 /// What makes it pointless to start: a configuration that cannot be used, another agent at work.
-pub async fn run(config: Config) -> Result<()> {
+pub fn run(config: Config) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(daemon(config))
+}
+
+async fn daemon(config: Config) -> Result<()> {
     let machine = machine::read();
     info!(gateway = %config.gateway, version = machine::AGENT_VERSION, "starting");
     let keys = TrustedKeys::load(&config.trust.keys)?;
@@ -67,10 +75,8 @@ pub async fn run(config: Config) -> Result<()> {
     event_loop.restore(loaded, random_seed()).await;
 
     let follow = tokio::spawn(runtime::follow(containerd, exits));
-    let serve = tokio::spawn(async move {
-        let _calls = calls;
-        std::future::pending::<()>().await
-    });
+    let serve = api::serve(config.api, calls, event_loop.newest_happening());
+    let serve = tokio::spawn(offer_api(serve, end.clone()));
     let link = link.map(|link| tokio::spawn(link.run(ended(shutdown.clone()))));
     let signals = tokio::spawn(await_signal(end));
 
@@ -83,11 +89,29 @@ pub async fn run(config: Config) -> Result<()> {
     }
     drop(rest);
     follow.abort();
-    serve.abort();
-    signals.await.context("the signals' task failed")??;
+    signals.abort();
     store.close().await;
     info!("ended; workloads keep running");
-    Ok(())
+    serve.await.context("the API's task failed")?
+}
+
+/// Workloads matter more than the local API: without it the agent goes on, unless that is because
+/// another agent is at work.
+async fn offer_api(
+    serve: impl Future<Output = Result<(), ApiError>>,
+    end: watch::Sender<bool>,
+) -> Result<()> {
+    match serve.await {
+        Err(error @ ApiError::InUse(_)) => {
+            end.send_replace(true);
+            Err(error.into())
+        }
+        Err(error) => {
+            error!(error = chain(&error), "there is no local API");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
 }
 
 async fn await_signal(end: watch::Sender<bool>) -> Result<()> {

@@ -71,6 +71,26 @@ pub struct Happenings {
     pub dropped: u64,
 }
 
+/// `GET /v1/events`: what happened, and what a reader needs to go on from there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EventsPage {
+    /// What happened.
+    #[serde(flatten)]
+    pub happenings: Happenings,
+    /// Sequence of the newest event of all; 0 before the first.
+    pub newest: u64,
+    /// When the agent started. Sequences count from there: where this differs from the answer
+    /// before, the agent was started anew and a reader begins again after 0.
+    pub agent_started: Timestamp,
+}
+
+/// The body of every answer of the API that is not the one asked for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// What is wrong and what to do, for people.
+    pub error: String,
+}
+
 /// What became of an order given to `POST /v1/orders`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Applied {

@@ -4,6 +4,7 @@
 //!
 //! | module | what it gives |
 //! |---|---|
+//! | [`bench`] | what the agent costs, against a raw floor |
 //! | [`gateway`] | one gateway with everything around it: start, kill, order, ask, wait |
 //! | [`facts`] | what `coracle status --json` and `coracle events --json` print |
 //! | [`orders`] | desired states written in one line, and signing them, rightly and wrongly |
@@ -11,6 +12,7 @@
 //! Deliberately not here: the agent's and the fleet's own crates. What they share with this crate
 //! is the protocol; signatures are made by code of its own.
 
+pub mod bench;
 pub mod facts;
 pub mod gateway;
 pub mod orders;

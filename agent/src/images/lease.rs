@@ -2,7 +2,9 @@
 //!
 //! A pull that fails, is given up or dies with the process leaves its lease behind; the next try
 //! for the same reference takes it up and finds the partial downloads. Leases expire, so that what
-//! nobody asks for again vanishes; one that is taken up is renewed.
+//! nobody asks for again vanishes; one that is taken up is renewed. Within one process only one pull
+//! of a reference runs at a time; two agents in one namespace would take each other's leases away,
+//! and try again.
 
 use std::time::{Duration, SystemTime};
 

@@ -7,6 +7,7 @@
 //! again (the core decides by [`ImageError::retry`]), credentials, collecting what is unused.
 
 mod content;
+mod download;
 mod error;
 mod headers;
 mod http;
@@ -17,6 +18,7 @@ mod platform;
 mod pull;
 mod records;
 mod registry;
+mod resolve;
 mod tls;
 mod unpack;
 mod url;

@@ -186,7 +186,8 @@ impl Registry {
         self.client.keep(response);
         let unusable = || ImageError::Token { host: url.origin.to_string() };
         let answer: Token = serde_json::from_slice(&bytes).map_err(|_| unusable())?;
-        let token = answer.token.or(answer.access_token).ok_or_else(unusable)?;
+        let token = answer.token.filter(|token| !token.is_empty());
+        let token = token.or(answer.access_token).ok_or_else(unusable)?;
         let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| unusable())?;
         value.set_sensitive(true);
         Ok(value)

@@ -73,7 +73,7 @@ pub enum RuntimeError {
         /// Which image.
         image: ImageRef,
         /// Why.
-        source: ImageProblem,
+        source: Box<ImageProblem>,
     },
     /// The signal to stop with is not known on this machine.
     #[error("container {id} cannot be stopped with {signal:?}: no such signal")]

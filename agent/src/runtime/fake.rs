@@ -202,3 +202,58 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use coracle_core::image::{Digest, ImageRef};
+
+    use super::*;
+    use crate::runtime::oci::tests::start;
+
+    fn image() -> LocalImage {
+        LocalImage {
+            reference: ImageRef::parse("registry.example/web:1").unwrap(),
+            digest: Digest::parse(&format!("sha256:{}", "0".repeat(64))).unwrap(),
+            config: Vec::new(),
+            chain_id: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_keeps_the_rules_and_fails_as_told() {
+        let (runtime, mut events) = FakeRuntime::new();
+        let (start, image) = (start(), image());
+        runtime.fail_starts(&start.id, 1);
+        assert!(matches!(runtime.start(&start, &image).await, Err(RuntimeError::Refused { .. })));
+        let pid = runtime.start(&start, &image).await.unwrap();
+        let second = runtime.start(&start, &image).await;
+        assert!(matches!(second, Err(RuntimeError::Live { pid: live, .. }) if live == pid));
+        assert!(matches!(runtime.remove(&start.id).await, Err(RuntimeError::Live { .. })));
+        assert!(runtime.end(&start.id, 3));
+        assert!(!runtime.end(&start.id, 3));
+        let told = events.recv().await;
+        assert!(matches!(told, Some(RuntimeEvent::Exited { exit, .. }) if exit.code == 3));
+
+        runtime.start(&start, &image).await.unwrap();
+        let stop = Stop {
+            replica: start.replica.clone(),
+            id: start.id.clone(),
+            signal: None,
+            grace: Duration::ZERO,
+        };
+        runtime.hang_stops(&start.id, true);
+        let hangs = tokio::time::timeout(Duration::from_secs(3600), runtime.stop(&stop)).await;
+        assert!(hangs.is_err());
+        runtime.hang_stops(&start.id, false);
+        runtime.disconnect();
+        assert!(runtime.list().await.unwrap_err().is_unreachable());
+        runtime.connect();
+        runtime.stop(&stop).await.unwrap();
+        assert!(runtime.list().await.unwrap().is_empty());
+        let calls = ["start", "start", "start", "remove", "start", "stop", "stop"];
+        let calls = calls.map(|call| format!("{call} {}", start.id));
+        assert_eq!(runtime.take_calls(), calls);
+    }
+}

@@ -69,8 +69,9 @@ const DEVICES: [(u32, Option<u32>); 9] = [
     (136, None),  // pseudo terminals
 ];
 
-/// Soft limit as select(2) can stand it, hard limit as systemd gives it to services.
-const OPEN_FILES: (u64, u64) = (1024, 524_288);
+/// Soft and hard limit, the kernel's own defaults: what select(2) can stand, and what every
+/// containerd may give away, however it is confined itself.
+const OPEN_FILES: (u64, u64) = (1024, 4096);
 
 /// What the specification needs to know of the machine.
 #[derive(Clone, Copy, Debug)]

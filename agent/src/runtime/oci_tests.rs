@@ -75,7 +75,8 @@ fn pretty(value: &Value) -> String {
 #[test]
 fn command_and_arguments_as_in_kubernetes() {
     let both = r#"{"config":{"Entrypoint":["e"],"Cmd":["c"]}}"#;
-    let cases: [(&str, Option<&[&str]>, Option<&[&str]>, &[&str]); 8] = [
+    type List = &'static [&'static str];
+    let cases: [(&str, Option<List>, Option<List>, List); 8] = [
         (both, None, None, &["e", "c"]),
         (both, Some(&["x"]), None, &["x"]),
         (both, None, Some(&["a"]), &["e", "a"]),

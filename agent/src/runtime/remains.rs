@@ -31,9 +31,7 @@ impl ContainerdRuntime {
             self.update(record, &["labels", "image", "snapshotkey"]).await?;
             self.set_up(making).await
         });
-        if let Err(error) = cleared {
-            return Err(error);
-        }
+        cleared?;
         let remove_old = self.remove_snapshot(id, &old.snapshotter, &old.snapshot_key);
         match mounts {
             Ok(mounts) => {

@@ -22,7 +22,9 @@ pub(super) fn number(text: &str) -> Option<u32> {
     };
     match real_time {
         Some(number) => REAL_TIME.contains(&number).then_some(number),
-        None => format!("SIG{name}").parse::<Signal>().ok().map(|s| (s as i32).cast_unsigned()),
+        None => {
+            format!("SIG{name}").parse::<Signal>().ok().and_then(|s| u32::try_from(s as i32).ok())
+        }
     }
 }
 

@@ -205,7 +205,8 @@ pub(super) enum CreateError {
 }
 
 fn image_problem(start: &Start, image: &LocalImage, source: ImageProblem) -> RuntimeError {
-    RuntimeError::Image { id: start.id.clone(), image: image.reference.clone(), source }
+    let (id, image) = (start.id.clone(), image.reference.clone());
+    RuntimeError::Image { id, image, source: Box::new(source) }
 }
 
 /// Reads the image's own names, if that is needed, from the snapshot.
