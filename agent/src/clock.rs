@@ -1,9 +1,8 @@
 //! The only place that reads a clock.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use coracle_core::history::Now;
-use tokio::time::Instant;
 
 /// The wall clock may drift this far from where it was last seen before its position is taken anew.
 /// Smaller steps would only make the times in reports flicker.
@@ -12,7 +11,8 @@ const TOLERANCE: Duration = Duration::from_secs(2);
 /// Monotonic time since the agent started, and the wall clock.
 #[derive(Debug)]
 pub struct Clock {
-    started: Instant,
+    /// Of the async runtime, so that tests can pause it.
+    started: tokio::time::Instant,
     /// Wall-clock time, since the Unix epoch, of the start of the monotonic clock.
     epoch: Duration,
 }
@@ -20,7 +20,7 @@ pub struct Clock {
 impl Clock {
     /// Starts the monotonic clock at zero.
     pub fn start() -> Self {
-        Self { started: monotonic_now(), epoch: wall_now() }
+        Self { started: runtime_now(), epoch: wall_now() }
     }
 
     /// The time now.
@@ -39,11 +39,15 @@ impl Clock {
     }
 }
 
-/// A moment of the monotonic clock, for measuring how long something took. The async runtime's, so
-/// that tests can pause it.
+/// A moment of the monotonic clock, for measuring how long something took.
 #[expect(clippy::disallowed_methods, reason = "the one place that may")]
 pub fn monotonic_now() -> Instant {
     Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that may")]
+fn runtime_now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
 }
 
 /// Wall-clock time since the Unix epoch.
