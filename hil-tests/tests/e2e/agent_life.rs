@@ -59,6 +59,7 @@ fn a_second_agent_on_the_same_state_or_socket_is_refused_and_the_first_goes_on()
         let named = if name == "same-state" { &state } else { &socket };
         assert!(log.contains("another") && log.contains(&named.to_lowercase()), "{name}: {log}");
     }
-    gateway.wait("the first", SOON, |status| (status.pid("one") == Some(before[0])).then_some(()))
+    gateway
+        .wait("the first", SOON, |status| (status.pid("one") == Some(before[0])).then_some(()))
         .unwrap();
 }

@@ -13,7 +13,7 @@ fn without_containerd_the_agent_waits_with_a_condition_and_goes_on_when_it_appea
     gateway.start_agent().unwrap();
     gateway.wait("the link", SOON, |status| status.connected().then_some(())).unwrap();
     let workloads = sleepers(&gateway, &["one"]);
-    order(&mut gateway, 1, workloads);
+    order(&gateway, 1, workloads);
     gateway
         .wait("the condition", SOON, |status| {
             let containerd = status.condition("containerd")?;

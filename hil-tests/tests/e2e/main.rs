@@ -43,7 +43,8 @@ fn gateway_running(names: &[&str]) -> (Gateway, Vec<i32>) {
 fn gateway_running_with(options: Options, names: &[&str]) -> (Gateway, Vec<i32>) {
     let mut gateway = Gateway::prepare(options).unwrap();
     gateway.start_agent().unwrap();
-    order(&mut gateway, 1, sleepers(&gateway, names));
+    let workloads = sleepers(&gateway, names);
+    order(&gateway, 1, workloads);
     let pids = pids(&mut gateway, 1, names);
     (gateway, pids)
 }
@@ -54,7 +55,7 @@ fn sleepers(gateway: &Gateway, names: &[&str]) -> Vec<Workload> {
 }
 
 /// Signs and publishes by the shipped commands.
-fn order(gateway: &mut Gateway, generation: u64, workloads: Vec<Workload>) {
+fn order(gateway: &Gateway, generation: u64, workloads: Vec<Workload>) {
     let order = orders::order(gateway.id(), generation, workloads);
     gateway.order(&order).unwrap();
 }

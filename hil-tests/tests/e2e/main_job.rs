@@ -17,7 +17,7 @@ fn an_order_by_mqtt_runs_a_web_server_and_the_topics_tell_it() {
     let reported = gateway.broker.listen(&gateway.topic(Kind::Reported)).unwrap();
     let port = free_port().unwrap();
     let image = gateway.registry.pinned("web", &digest);
-    order(&mut gateway, 1, vec![orders::web("web", &image, port)]);
+    order(&gateway, 1, vec![orders::web("web", &image, port)]);
     let status = gateway.wait_converged(1).unwrap();
     assert_eq!(status.workload("web").unwrap().image_digest.as_deref(), Some(&*digest));
 

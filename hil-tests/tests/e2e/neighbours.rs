@@ -29,7 +29,7 @@ fn containers_without_our_label_and_other_namespaces_are_never_touched() {
     let one = gateway.status().unwrap().pid("one").unwrap();
     assert!(ours("one.0.main", one, &before), "{before:?}");
 
-    order(&mut gateway, 2, Vec::new());
+    order(&gateway, 2, Vec::new());
     gateway.wait_converged(2).unwrap();
     gateway.kill_agent().unwrap();
     gateway.start_agent().unwrap();

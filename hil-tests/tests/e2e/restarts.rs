@@ -11,7 +11,7 @@ fn a_process_that_ends_at_once_is_restarted_at_once_and_then_with_visible_backof
     let mut gateway = Gateway::prepare(Options::default()).unwrap();
     gateway.start_agent().unwrap();
     let image = busybox(&gateway);
-    order(&mut gateway, 1, vec![orders::script("ends", &image, "exit 3")]);
+    order(&gateway, 1, vec![orders::script("ends", &image, "exit 3")]);
     let replica = gateway
         .wait("the backoff", SOON, |status| {
             let replica = status.replica("ends")?;
@@ -23,7 +23,9 @@ fn a_process_that_ends_at_once_is_restarted_at_once_and_then_with_visible_backof
     assert_eq!(replica.last_exit.unwrap().code, 3);
     assert_eq!(gateway.status().unwrap().reported.phase, Phase::Degraded);
     gateway
-        .wait("further restarts", SOON, |status| (status.replica("ends")?.restarts >= 3).then_some(()))
+        .wait("further restarts", SOON, |status| {
+            (status.replica("ends")?.restarts >= 3).then_some(())
+        })
         .unwrap();
     let kinds: Vec<String> = gateway.events().unwrap().into_iter().map(|e| e.kind).collect();
     assert!(kinds.iter().any(|kind| kind == "ended"), "{kinds:?}");
@@ -43,7 +45,7 @@ fn restart_policies_are_kept_also_over_a_restart_of_the_agent() {
         job("good", "exit 0", RestartPolicy::OnFailure),
         job("bad", "exit 1", RestartPolicy::OnFailure),
     ];
-    order(&mut gateway, 1, workloads);
+    order(&gateway, 1, workloads);
     let mut settled = |restarts: u32| {
         gateway
             .wait("the jobs to end", SOON, |status| {

@@ -26,12 +26,12 @@ fn the_old_version_runs_and_is_restarted_until_the_new_image_is_there() {
     }
     let port = free_port().unwrap();
     let web = |version| orders::web("web", &registry.reference("web", version), port);
-    order(&mut gateway, 1, vec![web("1")]);
+    order(&gateway, 1, vec![web("1")]);
     let old = pids(&mut gateway, 1, &["web"])[0];
     wait_for("the first page", SOON, || page(port).filter(|p| p.contains("version 1"))).unwrap();
 
     registry.fail_always("/blobs/", Fault::Slow(1));
-    order(&mut gateway, 2, vec![web("2")]);
+    order(&gateway, 2, vec![web("2")]);
     gateway
         .wait("the pull", SOON, |status| {
             let replica = status.replica("web")?;
@@ -58,7 +58,7 @@ fn the_old_version_runs_and_is_restarted_until_the_new_image_is_there() {
 fn what_is_no_longer_ordered_is_stopped_and_gone_and_the_rest_left_alone() {
     let (mut gateway, before) = gateway_running(&["one", "two"]);
     let one = sleepers(&gateway, &["one"]);
-    order(&mut gateway, 2, one);
+    order(&gateway, 2, one);
     assert_eq!(pids(&mut gateway, 2, &["one"]), before[..1]);
     assert!(!is_alive(before[1]));
     assert_eq!(tasks(&gateway), [("one.0.main".to_owned(), before[0])]);
@@ -69,13 +69,13 @@ fn replicas_are_added_and_taken_away() {
     let (mut gateway, before) = gateway_running(&["one"]);
     let mut scaled = sleepers(&gateway, &["one"]);
     scaled[0].replicas = 3;
-    order(&mut gateway, 2, scaled.clone());
+    order(&gateway, 2, scaled.clone());
     let status = gateway.wait_converged(2).unwrap();
     let replicas = &status.workload("one").unwrap().replicas;
     assert!(replicas.len() == 3 && replicas.iter().all(|r| r.state == ReplicaState::Running));
     assert_eq!(status.pid("one"), Some(before[0]), "the first is left alone");
     scaled[0].replicas = 1;
-    order(&mut gateway, 3, scaled);
+    order(&gateway, 3, scaled);
     assert_eq!(pids(&mut gateway, 3, &["one"]), before);
     assert_eq!(tasks(&gateway).len(), 1);
 }
