@@ -9,7 +9,7 @@ use hyper::{Request, StatusCode};
 use tokio::time::timeout;
 
 use super::Context;
-use super::reply::{Reply, bytes, json, problem};
+use super::reply::{Obstacle, Reply, bytes, json, problem};
 use crate::status::Call;
 
 /// For the body to arrive.
@@ -19,7 +19,7 @@ pub(super) async fn get(context: &Context) -> Reply {
     match context.event_loop.ask(Call::Order).await {
         Ok(Some(envelope)) => bytes(StatusCode::OK, envelope),
         Ok(None) => problem(StatusCode::NOT_FOUND, "no order is in force yet"),
-        Err(reply) => reply,
+        Err(obstacle) => obstacle.into(),
     }
 }
 
@@ -27,18 +27,18 @@ pub(super) async fn get(context: &Context) -> Reply {
 pub(super) async fn post(request: Request<Incoming>, context: &Context) -> Reply {
     let envelope = match read(request.into_body()).await {
         Ok(envelope) => envelope,
-        Err(reply) => return reply,
+        Err(obstacle) => return obstacle.into(),
     };
     match context.event_loop.order(|answer| Call::Apply(envelope, answer)).await {
         Ok(applied) if applied.accepted || applied.unchanged => json(StatusCode::OK, &applied),
         Ok(applied) => json(StatusCode::UNPROCESSABLE_ENTITY, &applied),
-        Err(reply) => reply,
+        Err(obstacle) => obstacle.into(),
     }
 }
 
-async fn read(body: Incoming) -> Result<Vec<u8>, Reply> {
+async fn read(body: Incoming) -> Result<Vec<u8>, Obstacle> {
     let too_large = || {
-        problem(
+        Obstacle::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("a signed order has at most {MAX_ENVELOPE_BYTES} bytes"),
         )
@@ -49,9 +49,12 @@ async fn read(body: Incoming) -> Result<Vec<u8>, Reply> {
     match timeout(BODY_TIME, Limited::new(body, MAX_ENVELOPE_BYTES).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes().to_vec()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => {
-            Err(problem(StatusCode::BAD_REQUEST, format!("the order did not arrive: {error}")))
+        Ok(Err(error)) => Err(Obstacle::new(
+            StatusCode::BAD_REQUEST,
+            format!("the order did not arrive: {error}"),
+        )),
+        Err(_) => {
+            Err(Obstacle::new(StatusCode::REQUEST_TIMEOUT, "the order took too long to arrive"))
         }
-        Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "the order took too long to arrive")),
     }
 }

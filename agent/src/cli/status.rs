@@ -206,8 +206,9 @@ fn add_replicas(page: &mut String, status: &Status, now: Timestamp, style: &Styl
     if all.is_empty() {
         return;
     }
-    let (well, ill): (Vec<_>, Vec<_>) =
+    let (well, mut ill): (Vec<_>, Vec<_>) =
         all.iter().copied().partition(|(_, replica)| replicas::is_well(replica.state));
+    ill.sort_by_key(|(_, replica)| tone(replica.state) == Tone::Bad);
     page.push('\n');
     let listed = if all.len() > MANY {
         let names: Vec<_> = well.iter().map(|(w, r)| replicas::name(w, r, style)).collect();
