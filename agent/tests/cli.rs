@@ -1,5 +1,7 @@
 //! The command line as its users meet it: what it prints, and its exit codes.
 
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it inside #[test] functions only")]
+
 mod api_support;
 
 use std::io::{BufRead, BufReader, Read, Write};

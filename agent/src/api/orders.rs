@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
+use hyper::StatusCode;
 use hyper::body::{Body, Incoming};
-use hyper::{Request, StatusCode};
 use tokio::time::timeout;
 
 use super::Context;
@@ -24,8 +24,8 @@ pub(super) async fn get(context: &Context) -> Reply {
 }
 
 /// 200 if the order is in force now, 422 if it was refused; either way with the reasons.
-pub(super) async fn post(request: Request<Incoming>, context: &Context) -> Reply {
-    let envelope = match read(request.into_body()).await {
+pub(super) async fn post(body: &mut Incoming, context: &Context) -> Reply {
+    let envelope = match read(body).await {
         Ok(envelope) => envelope,
         Err(obstacle) => return obstacle.into(),
     };
@@ -36,25 +36,32 @@ pub(super) async fn post(request: Request<Incoming>, context: &Context) -> Reply
     }
 }
 
-async fn read(body: Incoming) -> Result<Vec<u8>, Obstacle> {
-    let too_large = || {
-        Obstacle::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("a signed order has at most {MAX_ENVELOPE_BYTES} bytes"),
-        )
-    };
+async fn read(body: &mut Incoming) -> Result<Vec<u8>, Obstacle> {
     if body.size_hint().lower() > MAX_ENVELOPE_BYTES as u64 {
         return Err(too_large());
     }
-    match timeout(BODY_TIME, Limited::new(body, MAX_ENVELOPE_BYTES).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes().to_vec()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => Err(Obstacle::new(
-            StatusCode::BAD_REQUEST,
-            format!("the order did not arrive: {error}"),
-        )),
-        Err(_) => {
-            Err(Obstacle::new(StatusCode::REQUEST_TIMEOUT, "the order took too long to arrive"))
+    timeout(BODY_TIME, collect(body)).await.unwrap_or_else(|_| {
+        Err(Obstacle::new(StatusCode::REQUEST_TIMEOUT, "the order took too long to arrive"))
+    })
+}
+
+async fn collect(body: &mut Incoming) -> Result<Vec<u8>, Obstacle> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            let error = format!("the order did not arrive: {error}");
+            Obstacle::new(StatusCode::BAD_REQUEST, error)
+        })?;
+        let Some(data) = frame.data_ref() else { continue };
+        if bytes.len() + data.len() > MAX_ENVELOPE_BYTES {
+            return Err(too_large());
         }
+        bytes.extend_from_slice(data);
     }
+    Ok(bytes)
+}
+
+fn too_large() -> Obstacle {
+    let error = format!("a signed order has at most {MAX_ENVELOPE_BYTES} bytes");
+    Obstacle::new(StatusCode::PAYLOAD_TOO_LARGE, error)
 }
