@@ -11,7 +11,8 @@ const TOLERANCE: Duration = Duration::from_secs(2);
 /// Monotonic time since the agent started, and the wall clock.
 #[derive(Debug)]
 pub struct Clock {
-    started: Instant,
+    /// Of the async runtime, so that tests can pause it.
+    started: tokio::time::Instant,
     /// Wall-clock time, since the Unix epoch, of the start of the monotonic clock.
     epoch: Duration,
 }
@@ -19,7 +20,7 @@ pub struct Clock {
 impl Clock {
     /// Starts the monotonic clock at zero.
     pub fn start() -> Self {
-        Self { started: monotonic_now(), epoch: wall_now() }
+        Self { started: runtime_now(), epoch: wall_now() }
     }
 
     /// The time now.
@@ -42,6 +43,11 @@ impl Clock {
 #[expect(clippy::disallowed_methods, reason = "the one place that may")]
 pub fn monotonic_now() -> Instant {
     Instant::now()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that may")]
+fn runtime_now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
 }
 
 /// Wall-clock time since the Unix epoch.

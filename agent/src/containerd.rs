@@ -6,9 +6,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use containerd_client::services::v1::namespaces_client::NamespacesClient;
+use containerd_client::services::v1::{CreateNamespaceRequest, Namespace};
 use containerd_client::tonic::metadata::{Ascii, MetadataValue};
 use containerd_client::tonic::transport::{Channel, Endpoint};
-use containerd_client::tonic::{Request, Status};
+use containerd_client::tonic::{Code, Request, Status};
 use coracle_core::image::{Digest, ImageRef};
 
 use crate::config::ContainerdConfig;
@@ -77,6 +79,11 @@ impl Containerd {
         self.channel.clone()
     }
 
+    /// The containerd namespace that requests are made in.
+    pub fn namespace(&self) -> &str {
+        self.namespace.to_str().unwrap_or_default()
+    }
+
     /// Name of the snapshotter in use.
     pub fn snapshotter(&self) -> &str {
         &self.snapshotter
@@ -90,6 +97,20 @@ impl Containerd {
     /// Parent of the workloads' cgroups.
     pub fn cgroup(&self) -> &str {
         &self.cgroup
+    }
+
+    /// Makes our namespace if it is not there yet.
+    ///
+    /// # Errors
+    /// containerd cannot be reached or refuses.
+    pub async fn ensure_namespace(&self) -> Result<(), Status> {
+        let name = self.namespace.to_str().unwrap_or_default().to_owned();
+        let namespace = Some(Namespace { name, ..Namespace::default() });
+        let request = self.request(CreateNamespaceRequest { namespace });
+        match NamespacesClient::new(self.channel()).create(request).await {
+            Err(status) if status.code() != Code::AlreadyExists => Err(status),
+            _ => Ok(()),
+        }
     }
 
     /// A request in our namespace that containerd must answer soon.
@@ -106,6 +127,14 @@ impl Containerd {
         request.metadata_mut().insert("containerd-namespace", self.namespace.clone());
         request
     }
+}
+
+/// Whether a call failed because containerd is not there, does not answer or went away, rather than
+/// because it refused.
+pub fn unreachable(status: &Status) -> bool {
+    // Only what failed on our side of the socket carries a source.
+    std::error::Error::source(status).is_some()
+        || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
 }
 
 /// Puts what a request creates under a lease, so that containerd's garbage collection spares it.

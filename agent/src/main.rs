@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use coracle::cli::{self, AgentArgs, Cli, Command, Outcome};
 use coracle::config::Config;
+use coracle::store;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
+        Command::StoreCheck { path } => store::check_command(&path),
         Command::Client(command) => match cli::run(cli.socket, command) {
             Ok(Outcome::Good) => ExitCode::SUCCESS,
             Ok(Outcome::No) => ExitCode::FAILURE,

@@ -1,1 +1,22 @@
-//! (empty)
+//! Whole gateways under test. In: the shipped binaries `coracle` and `coracle-fleet`, found by
+//! [`coracle_testbed::bin`], and real containerds, brokers and registries. Out: facts, as the
+//! binaries tell them.
+//!
+//! | module | what it gives |
+//! |---|---|
+//! | [`bench`] | what the agent costs, against a raw floor |
+//! | [`gateway`] | one gateway with everything around it: start, kill, order, ask, wait |
+//! | [`facts`] | what `coracle status --json` and `coracle events --json` print |
+//! | [`orders`] | desired states written in one line, and signing them, rightly and wrongly |
+//!
+//! Deliberately not here: the agent's and the fleet's own crates. What they share with this crate
+//! is the protocol; signatures are made by code of its own.
+
+pub mod bench;
+pub mod facts;
+pub mod gateway;
+pub mod orders;
+
+pub use facts::{Happening, Status};
+pub use gateway::{Gateway, Options};
+pub use orders::Signer;

@@ -95,6 +95,8 @@ pub struct History {
     images: BTreeMap<ImageRef, ImageTries>,
     failed_ends: BTreeMap<ReplicaId, FailedEnd>,
     changed: BTreeSet<ReplicaId>,
+    /// Changed and not stored: stored with the next change.
+    unstored: BTreeSet<ReplicaId>,
     seed: u64,
 }
 
@@ -243,6 +245,10 @@ impl History {
     /// What changed since the last call and must survive a reboot: a record, or `None` where it is
     /// to be forgotten.
     pub fn take_changes(&mut self) -> Vec<(ReplicaId, Option<ReplicaRecord>)> {
+        if self.changed.is_empty() {
+            return Vec::new();
+        }
+        self.changed.append(&mut self.unstored);
         std::mem::take(&mut self.changed)
             .into_iter()
             .map(|id| {
@@ -250,6 +256,12 @@ impl History {
                 (id, record)
             })
             .collect()
+    }
+
+    /// Changes that could not be stored. They go with the next one, so that a full disk is not tried
+    /// without a pause.
+    pub fn not_stored(&mut self, replicas: impl IntoIterator<Item = ReplicaId>) {
+        self.unstored.extend(replicas);
     }
 
     /// The replica's history under this definition; a new definition starts with a clean slate.

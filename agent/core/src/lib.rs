@@ -6,11 +6,14 @@
 
 pub mod backoff;
 pub mod desired;
+pub mod digest;
 pub mod history;
 pub mod image;
+pub mod key;
 pub mod name;
 pub mod observed;
 pub mod plan;
 pub mod reconcile;
 pub mod report;
 mod structure;
+pub mod text;

@@ -68,6 +68,12 @@ pub enum Command {
         "coracle agent --config ./coracle.toml --log-level debug"
     ))]
     Agent(AgentArgs),
+    /// Walk through a store's file; the agent does so in a child before it opens it
+    #[command(hide = true)]
+    StoreCheck {
+        /// The file.
+        path: PathBuf,
+    },
     /// What a client of the agent does.
     #[command(flatten)]
     Client(ClientCommand),

@@ -1,1 +1,109 @@
 //! Containers and tasks through containerd.
+//!
+//! In: complete [`Start`] and [`Stop`] actions with a [`LocalImage`]. Out: what exists, and a
+//! stream of [`RuntimeEvent`]s. Only containers with our labels in our containerd namespace are
+//! listed or touched.
+//!
+//! The container record is made before its snapshot and names it, which protects the snapshot from
+//! containerd's garbage collection from its first moment on; what an interruption leaves is either
+//! a record that [`Runtime::list`] shows or a snapshot that containerd collects by itself. So there
+//! are no leases here and no sweep.
+//!
+//! Deliberately not here: deciding (that is `coracle_core::reconcile`), images, retries.
+
+mod container;
+mod error;
+mod events;
+#[doc(hidden)]
+pub mod fake;
+mod labels;
+mod list;
+mod oci;
+mod remains;
+mod rootfs;
+mod seccomp;
+mod signal;
+mod start;
+mod stop;
+mod user;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+
+use coracle_core::name::ContainerId;
+use coracle_core::observed::{Container, Exit};
+use coracle_core::plan::{Start, Stop};
+
+pub use container::ContainerdRuntime;
+pub use error::{ImageProblem, RuntimeError};
+pub use events::follow;
+
+use crate::containerd::LocalImage;
+
+/// Something that runs containers: containerd, or the fault-injecting fake of the event loop's
+/// tests. Cheap to clone. At most one call that changes a container is under way for each id; a
+/// second one is refused.
+pub trait Runtime: Clone + Send + Sync + 'static {
+    /// Our containers, with the state of their tasks.
+    ///
+    /// # Errors
+    /// containerd cannot be asked.
+    fn list(
+        &self,
+    ) -> impl Future<Output = Result<BTreeMap<ContainerId, Container>, RuntimeError>> + Send;
+
+    /// Makes a container and starts it; gives the process id of its main process. Dead remains
+    /// under the same id are removed first. What a failure leaves behind is removed.
+    ///
+    /// # Errors
+    /// There is a live task under this id; the id belongs to somebody else; the image cannot be
+    /// run as asked; containerd refuses or cannot be asked.
+    fn start(
+        &self,
+        start: &Start,
+        image: &LocalImage,
+    ) -> impl Future<Output = Result<u32, RuntimeError>> + Send;
+
+    /// Sends the signal, waits for the end up to the grace period, kills, waits a little, then
+    /// removes the container. A container that does not exist is no error.
+    ///
+    /// # Errors
+    /// The process outlives SIGKILL; the id belongs to somebody else; containerd refuses or cannot
+    /// be asked.
+    fn stop(&self, stop: &Stop) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Removes a container that does not run, with its snapshot. One that does not exist is no
+    /// error.
+    ///
+    /// # Errors
+    /// There is a live task under this id; the id belongs to somebody else; containerd refuses or
+    /// cannot be asked.
+    fn remove(&self, id: &ContainerId) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+}
+
+/// What [`follow`] tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeEvent {
+    /// containerd answers, and every end of a container from now on will be told. What happened
+    /// before must be looked up by [`Runtime::list`].
+    Connected {
+        /// containerd's version, as it gives it.
+        version: String,
+    },
+    /// The main process of a container in our namespace ended; not necessarily one of ours.
+    Exited {
+        /// Which container.
+        id: ContainerId,
+        /// The process id that it had.
+        pid: u32,
+        /// How it ended.
+        exit: Exit,
+    },
+    /// containerd went away or does not answer. Told once until the next [`Connected`].
+    ///
+    /// [`Connected`]: Self::Connected
+    Disconnected {
+        /// Why, for people.
+        reason: String,
+    },
+}

@@ -1,0 +1,305 @@
+//! The one loop: an event comes in, the state changes, a plan is made, its actions begin.
+//!
+//! In: everything that happens, as [`Event`]s. Out: actions for `execute`, orders and histories for
+//! the store, documents for the link, answers for the API. Deliberately not here: deciding
+//! (`coracle_core::reconcile`), doing (`execute`), I/O.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `act` | begins what the plan says, takes in what came of it |
+//! | `look` | what exists: lists, exits, containerd coming and going |
+//! | `obey` | orders: judged, stored, acknowledged, put into force |
+//! | `tell` | reports, presence, status |
+
+mod act;
+mod look;
+mod obey;
+mod tell;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use coracle_core::history::{History, Now};
+use coracle_core::image::ImageRef;
+use coracle_core::name::{ContainerId, ReplicaId, WorkloadName};
+use coracle_core::observed::{Busy, Exit, Observed};
+use coracle_core::plan::Plan;
+use coracle_core::reconcile::{Orders, reconcile};
+use coracle_core::report::Conditions;
+use coracle_protocol::presence::Machine;
+use coracle_protocol::reported::Refused;
+use coracle_protocol::{GatewayId, Timestamp};
+use ring::digest::Digest;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::info;
+
+use crate::clock::Clock;
+use crate::execute::{Execute, Failure, Outcome, Seen};
+use crate::images::Progress;
+use crate::intake::InForce;
+use crate::journal::Journal;
+use crate::link::{AckToken, LinkEvent, LinkHandle};
+use crate::runtime::RuntimeEvent;
+use crate::status::{Call, LinkStatus};
+use crate::store::{Store, StoreError, StoredOrder};
+use crate::trust::TrustedKeys;
+
+/// Everything that can happen.
+#[derive(Debug)]
+pub enum Event {
+    /// containerd came, went, or a container ended.
+    Runtime(RuntimeEvent),
+    /// On the link to the broker.
+    Link(LinkEvent),
+    /// Somebody asks something through the local API.
+    Call(Call),
+    /// Background work is done.
+    Done(Done),
+    /// It is time to decide again, or to send what was held back.
+    Wake,
+}
+
+/// Background work that is done.
+#[derive(Debug)]
+pub enum Done {
+    /// An action.
+    Acted(Box<Outcome>),
+    /// A look at everything.
+    Looked {
+        /// The state that it may be put into: see [`EventLoop::epoch`].
+        epoch: u64,
+        /// What there is.
+        seen: Result<Seen, Failure>,
+    },
+    /// Histories were stored, or not.
+    Recorded(Vec<ReplicaId>, Result<(), StoreError>),
+    /// Nothing: it was called off.
+    CalledOff,
+}
+
+/// Where events come from.
+#[derive(Debug)]
+pub struct Sources {
+    /// From `runtime::follow`.
+    pub runtime: mpsc::Receiver<RuntimeEvent>,
+    /// From the link; `None` without one.
+    pub link: Option<mpsc::Receiver<LinkEvent>>,
+    /// From the API.
+    pub calls: mpsc::Receiver<Call>,
+    /// Becomes true when the agent is to end.
+    pub shutdown: watch::Receiver<bool>,
+}
+
+/// All that the loop is given at start.
+#[derive(Debug)]
+pub struct Setup<E> {
+    /// Whose orders these are.
+    pub gateway: GatewayId,
+    /// What this machine is.
+    pub machine: Machine,
+    /// Whose signatures count.
+    pub keys: TrustedKeys,
+    /// Where orders and histories are kept.
+    pub store: Store,
+    /// Does things and looks.
+    pub hands: E,
+    /// Publishes; `None` without a broker.
+    pub link: Option<LinkHandle>,
+    /// `HOST:PORT` of the broker.
+    pub broker: Option<String>,
+}
+
+/// The state of the agent.
+#[derive(Debug)]
+pub struct EventLoop<E> {
+    gateway: GatewayId,
+    machine: Machine,
+    keys: TrustedKeys,
+    store: Store,
+    hands: E,
+    link: Option<LinkHandle>,
+    clock: Clock,
+    journal: Journal,
+
+    orders: Orders,
+    in_force: InForce,
+    unknown_fields: Vec<String>,
+    generation_seen: u64,
+    refused: Option<Refused>,
+    /// The order in force as it was received.
+    envelope: Option<Vec<u8>>,
+    /// An order that could not be stored, tried again later; acknowledged only then.
+    unstored: Option<Unstored>,
+
+    observed: Observed,
+    history: History,
+    plan: Plan,
+    conditions: Conditions,
+
+    work: JoinSet<Done>,
+    busy: BTreeMap<WorkloadName, Busy>,
+    pulls: BTreeMap<ImageRef, Pull>,
+    /// Ends of containers whose start has not been told yet.
+    early_exits: BTreeMap<ContainerId, (u32, Exit)>,
+    /// Rises with each change of what exists, so that a look that began before is not believed.
+    epoch: u64,
+    looking: Option<look::Looking>,
+    /// containerd answers.
+    reachable: bool,
+    containerd_version: String,
+
+    link_status: Option<LinkStatus>,
+    telling: tell::Telling,
+}
+
+#[derive(Debug)]
+struct Pull {
+    task: AbortHandle,
+    progress: watch::Receiver<Progress>,
+}
+
+#[derive(Debug)]
+struct Unstored {
+    order: StoredOrder,
+    token: Option<AckToken>,
+    again_at: Duration,
+}
+
+impl<E: Execute> EventLoop<E> {
+    /// A loop that has not seen anything yet.
+    pub fn new(setup: Setup<E>) -> Self {
+        let link_status = setup.broker.map(|broker| LinkStatus {
+            broker,
+            connected: false,
+            reason: None,
+            next_try: None,
+        });
+        Self {
+            gateway: setup.gateway,
+            machine: setup.machine,
+            keys: setup.keys,
+            store: setup.store,
+            hands: setup.hands,
+            link: setup.link,
+            clock: Clock::start(),
+            journal: Journal::default(),
+            orders: Orders::default(),
+            in_force: InForce { generation: 0, payload: None },
+            unknown_fields: Vec::new(),
+            generation_seen: 0,
+            refused: None,
+            envelope: None,
+            unstored: None,
+            observed: Observed::default(),
+            history: History::default(),
+            plan: Plan::default(),
+            conditions: Conditions::default(),
+            work: JoinSet::new(),
+            busy: BTreeMap::new(),
+            pulls: BTreeMap::new(),
+            early_exits: BTreeMap::new(),
+            epoch: 0,
+            looking: None,
+            reachable: false,
+            containerd_version: String::new(),
+            link_status,
+            telling: tell::Telling::default(),
+        }
+    }
+
+    /// For those who wait for the next event to show.
+    pub fn newest_happening(&self) -> watch::Receiver<u64> {
+        self.journal.newest()
+    }
+
+    /// Runs until told to end. What was started keeps running.
+    pub async fn run(mut self, mut sources: Sources) -> Self {
+        self.step().await;
+        while let Some(event) = self.next(&mut sources).await {
+            self.handle(event).await;
+            self.step().await;
+        }
+        self.work.shutdown().await;
+        self
+    }
+
+    /// The next event; `None` when the agent is to end.
+    async fn next(&mut self, sources: &mut Sources) -> Option<Event> {
+        let wake = self.wake_in();
+        let link = async {
+            match &mut sources.link {
+                Some(link) => link.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let wake = async {
+            match wake {
+                Some(wake) => tokio::time::sleep(wake).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = sources.shutdown.wait_for(|ends| *ends) => None,
+            Some(event) = sources.runtime.recv() => Some(Event::Runtime(event)),
+            Some(done) = self.work.join_next(), if !self.work.is_empty() => {
+                Some(Event::Done(done.unwrap_or_else(|error| match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Err(_) => Done::CalledOff,
+                })))
+            }
+            Some(event) = link => Some(Event::Link(event)),
+            Some(call) = sources.calls.recv() => Some(Event::Call(call)),
+            () = wake => Some(Event::Wake),
+        }
+    }
+
+    /// Takes in what happened.
+    async fn handle(&mut self, event: Event) {
+        match event {
+            Event::Runtime(event) => self.on_runtime(event),
+            Event::Link(event) => self.on_link(event).await,
+            Event::Call(call) => self.on_call(call).await,
+            Event::Done(Done::Acted(outcome)) => self.on_outcome(*outcome),
+            Event::Done(Done::Looked { epoch, seen }) => self.on_looked(epoch, seen),
+            Event::Done(Done::Recorded(replicas, result)) => self.on_recorded(replicas, result),
+            Event::Done(Done::CalledOff) => {}
+            Event::Wake => self.store_again().await,
+        }
+    }
+
+    /// Decides anew and begins what is to be done.
+    async fn step(&mut self) {
+        let now = self.clock.now();
+        self.refresh_observed();
+        self.history.learn(&self.observed, now, |container| self.orders.policy(container));
+        self.plan = reconcile(&self.orders, &self.observed, &self.history, now);
+        if self.begin() {
+            self.refresh_observed();
+        }
+        self.record();
+        self.tell(now).await;
+    }
+
+    /// How long to wait if nothing happens.
+    fn wake_in(&self) -> Option<Duration> {
+        let unstored = self.unstored.as_ref().map(|unstored| unstored.again_at);
+        let moments = [self.plan.wake_at, unstored, self.telling.due()];
+        moments.into_iter().flatten().min().map(|moment| self.clock.until(moment))
+    }
+
+    fn happened(&mut self, now: Now, kind: &str, replica: Option<&ReplicaId>, message: String) {
+        let replica = replica.map(ToString::to_string);
+        info!(kind, replica, "{message}");
+        self.journal.add(Timestamp::from_unix(now.wall.as_secs()), kind, replica, message);
+    }
+}
+
+/// Digest of a document, to tell it from another with the same generation.
+fn payload_digest(payload: &[u8]) -> Digest {
+    ring::digest::digest(&ring::digest::SHA256, payload)
+}
+
+#[cfg(test)]
+mod tests;

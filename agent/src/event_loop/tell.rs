@@ -1,0 +1,193 @@
+//! Reports, presence, status: what the gateway says of itself.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use coracle_core::history::Now;
+use coracle_core::observed::Task;
+use coracle_core::report::{self, Facts};
+use coracle_protocol::reported::ConditionStatus;
+use coracle_protocol::{Presence, ReportedState, Timestamp};
+
+use super::EventLoop;
+use crate::execute::Execute;
+use crate::images::Phase;
+use crate::link::LinkEvent;
+use crate::machine::{AGENT_VERSION, uptime};
+use crate::status::{Call, LinkStatus, PullStatus, Status};
+
+/// Shortest time between two reports: what changes in between goes out together.
+const APART: Duration = Duration::from_secs(1);
+
+/// What was said last, and what is held back.
+#[derive(Debug, Default)]
+pub(super) struct Telling {
+    reported: Option<ReportedState>,
+    presence: Option<Presence>,
+    sequences: Range<u64>,
+    sent_at: Option<Duration>,
+    held_until: Option<Duration>,
+}
+
+impl Telling {
+    /// When something that is held back is to be sent.
+    pub(super) fn due(&self) -> Option<Duration> {
+        self.held_until
+    }
+}
+
+impl<E: Execute> EventLoop<E> {
+    /// Publishes what changed.
+    pub(super) async fn tell(&mut self, now: Now) {
+        if self.link.is_none() {
+            return;
+        }
+        let report = self.report(now);
+        let presence = self.presence();
+        let news = self.telling.reported.as_ref() != Some(&report)
+            || self.telling.presence.as_ref() != Some(&presence);
+        if !news {
+            self.telling.held_until = None;
+            return;
+        }
+        let earliest = self.telling.sent_at.map(|sent_at| sent_at + APART);
+        if let Some(earliest) = earliest.filter(|earliest| *earliest > now.monotonic) {
+            self.telling.held_until = Some(earliest);
+            return;
+        }
+        let sequence = self.next_sequence().await;
+        let Some(link) = &self.link else { return };
+        link.set_reported(report::encode(&ReportedState { sequence, ..report.clone() }));
+        if self.telling.presence.as_ref() != Some(&presence) {
+            let bytes = serde_json::to_vec(&presence).expect("presence is plain text and lists");
+            link.set_presence(bytes);
+        }
+        self.telling.reported = Some(report);
+        self.telling.presence = Some(presence);
+        self.telling.sent_at = Some(now.monotonic);
+        self.telling.held_until = None;
+    }
+
+    /// A number above that of every earlier report of this boot.
+    async fn next_sequence(&mut self) -> u64 {
+        if let Some(sequence) = self.telling.sequences.next() {
+            return sequence;
+        }
+        let at_least = u64::try_from(uptime().as_millis()).unwrap_or(u64::MAX);
+        let at_least = at_least.max(self.telling.sequences.end);
+        match self.store.reserve_sequence(&self.machine.boot_id, at_least).await {
+            Ok(range) => self.telling.sequences = range,
+            Err(error) => {
+                // No two reports come within a millisecond, so the time since boot rises as well.
+                tracing::warn!(error = crate::execute::chain(&error), "no sequence reserved");
+                self.telling.sequences = at_least..at_least.saturating_add(1);
+            }
+        }
+        self.telling.sequences.next().unwrap_or(at_least)
+    }
+
+    fn report(&self, now: Now) -> ReportedState {
+        report::report(&Facts {
+            gateway: self.gateway,
+            boot_id: &self.machine.boot_id,
+            agent_version: AGENT_VERSION,
+            generation_seen: self.generation_seen,
+            refused: self.refused.as_ref(),
+            unknown_fields: &self.unknown_fields,
+            conditions: &self.conditions,
+            orders: &self.orders,
+            observed: &self.observed,
+            history: &self.history,
+            plan: &self.plan,
+            now,
+        })
+    }
+
+    fn presence(&self) -> Presence {
+        let containers = self.observed.containers.iter().flat_map(|all| all.values());
+        let mut running: Vec<String> = containers
+            .filter(|container| matches!(container.task, Task::Running { .. }))
+            .map(|container| container.replica.workload.to_string())
+            .collect();
+        running.sort_unstable();
+        running.dedup();
+        Presence::online(self.gateway, self.machine.clone(), running)
+    }
+
+    fn status(&mut self) -> Status {
+        let now = self.clock.now();
+        let pulls = self.pulls.iter().map(|(image, pull)| {
+            let progress = pull.progress.borrow();
+            PullStatus {
+                image: image.to_string(),
+                phase: word(progress.phase).to_owned(),
+                bytes_done: progress.bytes_done,
+                bytes_total: progress.bytes_total,
+            }
+        });
+        Status {
+            reported: self.report(now),
+            link: self.link_status.clone(),
+            pulls: pulls.collect(),
+        }
+    }
+
+    /// A caller that went away meanwhile is not an error.
+    pub(super) async fn on_call(&mut self, call: Call) {
+        match call {
+            Call::Status(reply) => drop(reply.send(self.status())),
+            Call::Events(after, reply) => drop(reply.send(self.journal.after(after))),
+            Call::Order(reply) => drop(reply.send(self.envelope.clone())),
+            Call::Apply(envelope, reply) => {
+                let applied = self.receive(envelope, None).await;
+                drop(reply.send(applied));
+            }
+        }
+    }
+
+    pub(super) async fn on_link(&mut self, event: LinkEvent) {
+        let now = self.clock.now();
+        match event {
+            LinkEvent::Desired { envelope, token } => {
+                self.receive(envelope, Some(token)).await;
+            }
+            LinkEvent::Connected { .. } => {
+                let broker = self.broker();
+                self.happened(now, "link-up", None, format!("connected to {broker}"));
+                let message = format!("connected to {broker}");
+                self.conditions.set("link", ConditionStatus::True, "connected", &message, now);
+                self.set_link(true, None, None);
+            }
+            LinkEvent::Disconnected { reason, retry_in } => {
+                let known = self.link_status.as_ref().and_then(|link| link.reason.clone());
+                if known.as_ref() != Some(&reason) {
+                    let message = format!("no link to {}: {reason}", self.broker());
+                    self.happened(now, "link-down", None, message);
+                }
+                self.conditions.set("link", ConditionStatus::False, "not-connected", &reason, now);
+                let wall = Timestamp::from_unix(now.wall.as_secs());
+                self.set_link(false, Some(reason), Some(wall.after(retry_in)));
+            }
+            LinkEvent::NotPublished { document, reason } => {
+                let message = format!("{document:?} could not be published: {reason}");
+                self.happened(now, "not-published", None, message);
+            }
+        }
+    }
+
+    fn broker(&self) -> String {
+        self.link_status.as_ref().map(|link| link.broker.clone()).unwrap_or_default()
+    }
+
+    fn set_link(&mut self, connected: bool, reason: Option<String>, next_try: Option<Timestamp>) {
+        self.link_status = Some(LinkStatus { broker: self.broker(), connected, reason, next_try });
+    }
+}
+
+fn word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Resolving => "resolving",
+        Phase::Downloading => "downloading",
+        Phase::Unpacking => "unpacking",
+    }
+}

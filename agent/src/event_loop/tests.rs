@@ -1,0 +1,424 @@
+//! The loop with a runtime in memory that fails as told, a store for real, and paused time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use coracle_core::backoff::Retry;
+use coracle_core::image::Digest as ImageDigest;
+use coracle_core::plan::Action;
+use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Envelope, Signature};
+use coracle_protocol::reported::{Phase, ReplicaState};
+use proptest::prelude::*;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::containerd::LocalImage;
+use crate::runtime::Runtime;
+use crate::runtime::fake::FakeRuntime;
+use crate::status::{Applied, Happenings, Status};
+use crate::store::CheckOutcome;
+
+const GATEWAY: &str = "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11";
+
+/// Images in memory: each pull takes a while, fails or hangs as told.
+#[derive(Debug, Default)]
+struct Shelf {
+    there: BTreeSet<String>,
+    failing: BTreeMap<String, u32>,
+    hanging: BTreeSet<String>,
+    pulls: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Hands {
+    runtime: FakeRuntime,
+    shelf: Arc<Mutex<Shelf>>,
+}
+
+fn digest() -> ImageDigest {
+    ImageDigest::parse(&format!("sha256:{}", "0".repeat(64))).unwrap()
+}
+
+fn failure(message: &str) -> Failure {
+    Failure { message: message.into(), retry: Retry::Backoff, unreachable: false }
+}
+
+impl Hands {
+    async fn pull(&self, image: &ImageRef) -> Result<ImageDigest, Failure> {
+        let name = image.to_string();
+        self.shelf.lock().unwrap().pulls += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if self.shelf.lock().unwrap().hanging.contains(&name) {
+            std::future::pending::<()>().await;
+        }
+        let mut shelf = self.shelf.lock().unwrap();
+        if let Some(times) = shelf.failing.get_mut(&name).filter(|times| **times > 0) {
+            *times -= 1;
+            return Err(failure("the registry fails as told"));
+        }
+        shelf.there.insert(name);
+        Ok(digest())
+    }
+}
+
+impl Execute for Hands {
+    async fn act(&self, action: Action, _progress: watch::Sender<Progress>) -> Outcome {
+        match action {
+            Action::Pull { image } => {
+                let result = self.pull(&image).await;
+                Outcome::Pulled(image, result)
+            }
+            Action::Start(start) => {
+                let image = LocalImage {
+                    reference: start.container.image.clone(),
+                    digest: digest(),
+                    config: Vec::new(),
+                    chain_id: None,
+                };
+                let result = self.runtime.start(&start, &image).await;
+                Outcome::Started(start, result.map_err(Failure::from))
+            }
+            Action::Stop(stop) => {
+                let result = self.runtime.stop(&stop).await;
+                Outcome::Ended(stop.replica, stop.id, result.map_err(Failure::from))
+            }
+            Action::Remove { replica, id } => {
+                let result = self.runtime.remove(&id).await;
+                Outcome::Ended(replica, id, result.map_err(Failure::from))
+            }
+            Action::RemoveImage { image } => {
+                self.shelf.lock().unwrap().there.remove(&image.to_string());
+                Outcome::Forgotten(image, Ok(()))
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<Seen, Failure> {
+        let containers = self.runtime.list().await?;
+        let shelf = self.shelf.lock().unwrap();
+        let images = shelf.there.iter().map(|name| (ImageRef::parse(name).unwrap(), digest()));
+        Ok(Seen { containers, images: images.collect() })
+    }
+}
+
+/// A gateway whose world is in memory, save for its store.
+struct Gateway {
+    key: Ed25519KeyPair,
+    hands: Hands,
+    calls: mpsc::Sender<Call>,
+    end: watch::Sender<bool>,
+    running: JoinHandle<EventLoop<Hands>>,
+    store: Store,
+    place: TempDir,
+}
+
+fn keys(place: &TempDir, key: &Ed25519KeyPair) -> TrustedKeys {
+    // RFC 8410: the fixed head of an Ed25519 SubjectPublicKeyInfo, then the key.
+    let mut der = vec![0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+    der.extend_from_slice(key.public_key().as_ref());
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let file = place.path().join("orders.pub");
+    let pem = format!("-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n");
+    std::fs::write(&file, pem).unwrap();
+    TrustedKeys::load(&[file]).unwrap()
+}
+
+impl Gateway {
+    async fn start() -> Self {
+        let (runtime, events) = FakeRuntime::new();
+        let hands = Hands { runtime, shelf: Arc::default() };
+        Self::start_in(tempfile::tempdir().unwrap(), hands, events).await
+    }
+
+    async fn start_in(place: TempDir, hands: Hands, events: mpsc::Receiver<RuntimeEvent>) -> Self {
+        let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+        let directory = place.path().join("state");
+        let (store, loaded) = Store::open(&directory, None, |_| CheckOutcome::Intact).unwrap();
+        let mut event_loop = EventLoop::new(Setup {
+            gateway: GATEWAY.parse().unwrap(),
+            machine: Machine::default(),
+            keys: keys(&place, &key),
+            store: store.clone(),
+            hands: hands.clone(),
+            link: None,
+            broker: None,
+        });
+        event_loop.restore(loaded, 1).await;
+        let (calls, api) = mpsc::channel(8);
+        let (end, shutdown) = watch::channel(false);
+        let sources = Sources { runtime: events, link: None, calls: api, shutdown };
+        let running = tokio::spawn(event_loop.run(sources));
+        Self { key, hands, calls, end, running, store, place }
+    }
+
+    fn sign(&self, document: &Value) -> Vec<u8> {
+        let mut envelope = Envelope {
+            payload_type: DESIRED_PAYLOAD_TYPE.into(),
+            payload: document.to_string().into_bytes(),
+            signatures: Vec::new(),
+        };
+        let sig = self.key.sign(&envelope.signed_bytes()).as_ref().to_vec();
+        envelope.signatures.push(Signature { keyid: String::new(), sig });
+        envelope.encode()
+    }
+
+    async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> T {
+        let (reply, answer) = oneshot::channel();
+        self.calls.send(call(reply)).await.unwrap();
+        answer.await.unwrap()
+    }
+
+    async fn order(&self, generation: u64, workloads: &[(&str, &str)]) -> Applied {
+        let workload = |(name, image): &(&str, &str)| {
+            json!({ "name": name, "network": "none",
+                    "containers": [{ "image": format!("r.x/{image}:1") }] })
+        };
+        let workloads: Vec<_> = workloads.iter().map(workload).collect();
+        let document = json!({ "schema": 1, "gateway": GATEWAY, "generation": generation,
+                               "workloads": workloads });
+        let envelope = self.sign(&document);
+        self.ask(|reply| Call::Apply(envelope, reply)).await
+    }
+
+    async fn status(&self) -> Status {
+        self.ask(Call::Status).await
+    }
+
+    /// Waits for a state: paused time passes by itself whenever nothing else can happen.
+    async fn until(&self, what: &str, reached: impl Fn(&Status) -> bool) -> Status {
+        for _ in 0..2000 {
+            let status = self.status().await;
+            if reached(&status) {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        panic!("never {what}: {:#?}", self.status().await);
+    }
+
+    async fn converged(&self, generation: u64) -> Status {
+        self.until("converged", |status| {
+            status.reported.phase == Phase::Converged
+                && status.reported.generation_applied == generation
+        })
+        .await
+    }
+
+    async fn end(self) -> (Hands, TempDir) {
+        self.end.send_replace(true);
+        drop(self.running.await.unwrap());
+        self.store.close().await;
+        (self.hands, self.place)
+    }
+}
+
+fn id(workload: &str) -> ContainerId {
+    ContainerId::from_listed(&format!("{workload}.0.main"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_is_fetched_and_run() {
+    let gateway = Gateway::start().await;
+    gateway.hands.runtime.connect();
+    assert_eq!(gateway.status().await.reported.phase, Phase::Idle);
+    assert!(gateway.order(1, &[("web", "a"), ("db", "b")]).await.accepted);
+    let status = gateway.converged(1).await;
+    assert!(status.reported.workloads.iter().all(|w| w.replicas[0].pid.is_some()));
+    let events: Happenings = gateway.ask(|reply| Call::Events(0, reply)).await;
+    let kinds: Vec<_> = events.events.iter().map(|event| event.kind.as_str()).collect();
+    assert!(kinds.contains(&"order-accepted") && kinds.contains(&"started"), "{kinds:?}");
+    gateway.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ends_is_restarted_at_once_then_with_growing_pauses() {
+    let gateway = Gateway::start().await;
+    gateway.hands.runtime.connect();
+    gateway.order(1, &[("web", "a")]).await;
+    gateway.converged(1).await;
+    for end in 1..5u32 {
+        assert!(gateway.hands.runtime.end(&id("web"), 1));
+        let ended = tokio::time::Instant::now();
+        gateway
+            .until("restarted", |status| {
+                let replica = &status.reported.workloads[0].replicas[0];
+                replica.state == ReplicaState::Running && replica.restarts == end
+            })
+            .await;
+        let pause = ended.elapsed().as_secs_f64();
+        let longest = if end == 1 { 0.0 } else { f64::from(1 << (end - 2)) } + 1.1;
+        let shortest = if end == 1 { 0.0 } else { f64::from(1 << (end - 2)) / 2.0 };
+        assert!((shortest..longest).contains(&pause), "restart {end} after {pause} s");
+    }
+    gateway.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_order_changes_nothing_and_says_why() {
+    let gateway = Gateway::start().await;
+    gateway.hands.runtime.connect();
+    gateway.order(5, &[("web", "a")]).await;
+    gateway.converged(5).await;
+    gateway.hands.runtime.take_calls();
+    let refused = |applied: Applied, code: &str| {
+        assert!(!applied.accepted);
+        assert_eq!(applied.refusals[0].code.as_str(), code, "{applied:?}");
+    };
+    refused(gateway.order(6, &[("web", "a"), ("web", "b")]).await, "duplicate-name");
+    refused(gateway.order(4, &[]).await, "old-generation");
+    refused(gateway.order(5, &[("web", "b")]).await, "generation-reused");
+    let garbage = gateway.ask(|reply| Call::Apply(b"nonsense".to_vec(), reply)).await;
+    refused(garbage, "malformed");
+    let same = gateway.order(5, &[("web", "a")]).await;
+    assert!(same.accepted && same.unchanged);
+    let status = gateway.status().await.reported;
+    assert_eq!((status.generation_applied, status.generation_seen), (5, 6));
+    assert!(status.refused.is_some());
+    assert_eq!(gateway.hands.runtime.take_calls(), Vec::<String>::new());
+    gateway.order(7, &[("web", "a")]).await;
+    assert!(gateway.converged(7).await.reported.refused.is_none());
+    assert_eq!(gateway.hands.runtime.take_calls(), Vec::<String>::new());
+    gateway.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hanging_pull_is_called_off_by_new_orders_and_failures_are_tried_again() {
+    let gateway = Gateway::start().await;
+    gateway.hands.runtime.connect();
+    gateway.hands.shelf.lock().unwrap().hanging.insert("r.x/a:1".into());
+    gateway.hands.shelf.lock().unwrap().failing.insert("r.x/b:1".into(), 3);
+    gateway.order(1, &[("web", "a")]).await;
+    gateway.until("pulling", |status| status.pulls.len() == 1).await;
+    gateway.order(2, &[("web", "b")]).await;
+    let failed = gateway
+        .until("backing off", |status| {
+            status.reported.workloads[0].replicas[0].state == ReplicaState::BackOff
+        })
+        .await;
+    let replica = &failed.reported.workloads[0].replicas[0];
+    assert!(replica.reason.as_ref().unwrap().contains("as told") && replica.next_try.is_some());
+    gateway.converged(2).await;
+    assert!(gateway.status().await.pulls.is_empty());
+    gateway.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_agent_takes_over_what_runs_and_starts_what_does_not() {
+    let gateway = Gateway::start().await;
+    gateway.hands.runtime.connect();
+    gateway.order(1, &[("web", "a"), ("db", "b")]).await;
+    gateway.converged(1).await;
+    let (hands, place) = gateway.end().await;
+    hands.runtime.take_calls();
+    assert!(hands.runtime.end(&id("db"), 0));
+    // The fake's events go to the agent that ended; the new one sees what it lists.
+    let (connected, events) = mpsc::channel(8);
+    connected.send(RuntimeEvent::Connected { version: "fake".into() }).await.unwrap();
+    let gateway = Gateway::start_in(place, hands, events).await;
+    gateway.converged(1).await;
+    assert_eq!(gateway.hands.runtime.take_calls(), ["start db.0.main"]);
+    gateway.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_containerd_is_away_nothing_is_done_and_then_all_is_made_good() {
+    let gateway = Gateway::start().await;
+    gateway.order(1, &[("web", "a")]).await;
+    let waiting = gateway.status().await.reported;
+    let reason = waiting.workloads[0].replicas[0].reason.as_ref().unwrap();
+    assert!(reason.contains("containerd"), "{reason}");
+    gateway.hands.runtime.connect();
+    gateway.converged(1).await;
+    gateway.hands.runtime.disconnect();
+    gateway.until("noticed", |status| status.reported.phase == Phase::Progressing).await;
+    gateway.hands.runtime.end(&id("web"), 9);
+    gateway.hands.runtime.connect();
+    let status = gateway.converged(1).await;
+    assert_eq!(status.reported.workloads[0].replicas[0].restarts, 1);
+    gateway.end().await;
+}
+
+#[derive(Clone, Debug)]
+enum Fault {
+    End(usize, u32),
+    FailStarts(usize, u32),
+    FailPulls(usize, u32),
+    Disconnect,
+    Connect,
+    Order(Vec<(usize, usize)>),
+    Wait(u64),
+}
+
+const NAMES: [&str; 3] = ["x", "y", "z"];
+const IMAGES: [&str; 3] = ["a", "b", "c"];
+
+fn any_fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        (0..3usize, 0..3u32).prop_map(|(name, code)| Fault::End(name, code)),
+        (0..3usize, 0..4u32).prop_map(|(name, times)| Fault::FailStarts(name, times)),
+        (0..3usize, 0..4u32).prop_map(|(image, times)| Fault::FailPulls(image, times)),
+        Just(Fault::Disconnect),
+        Just(Fault::Connect),
+        prop::collection::btree_map(0..3usize, 0..3usize, 0..3)
+            .prop_map(|workloads| Fault::Order(workloads.into_iter().collect())),
+        (0..3000u64).prop_map(Fault::Wait),
+    ]
+}
+
+async fn suffer(faults: &[Fault]) {
+    let gateway = Gateway::start().await;
+    let mut generation = 0;
+    for fault in faults {
+        match fault {
+            Fault::End(name, code) => {
+                gateway.hands.runtime.end(&id(NAMES[*name]), *code);
+            }
+            Fault::FailStarts(name, times) => {
+                gateway.hands.runtime.fail_starts(&id(NAMES[*name]), *times);
+            }
+            Fault::FailPulls(image, times) => {
+                let image = format!("r.x/{}:1", IMAGES[*image]);
+                gateway.hands.shelf.lock().unwrap().failing.insert(image, *times);
+            }
+            Fault::Disconnect => gateway.hands.runtime.disconnect(),
+            Fault::Connect => gateway.hands.runtime.connect(),
+            Fault::Order(workloads) => {
+                generation += 1;
+                let workloads: Vec<_> =
+                    workloads.iter().map(|(name, image)| (NAMES[*name], IMAGES[*image])).collect();
+                assert!(gateway.order(generation, &workloads).await.accepted);
+            }
+            Fault::Wait(milliseconds) => {
+                tokio::time::sleep(Duration::from_millis(*milliseconds)).await;
+            }
+        }
+    }
+    gateway.hands.runtime.connect();
+    gateway.order(generation + 1, &[("x", "a"), ("y", "b")]).await;
+    gateway.converged(generation + 1).await;
+    let containers = gateway.hands.runtime.containers();
+    let running: Vec<_> = containers.keys().map(ContainerId::as_str).collect();
+    assert_eq!(running, ["x.0.main", "y.0.main"]);
+    gateway.end().await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn after_any_faults_the_gateway_comes_to_what_was_ordered_last(
+        faults in prop::collection::vec(any_fault(), 0..24)
+    ) {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap()
+            .block_on(suffer(&faults));
+    }
+}

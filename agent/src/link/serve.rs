@@ -1,0 +1,237 @@
+//! One connection's life: subscribe, deliver orders, acknowledge them, publish, take leave.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::time::Duration;
+
+use coracle_protocol::topic::Kind;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{debug, info, warn};
+
+use super::error::LinkError;
+use super::mqtt::{Connection, Incoming, Limits, Sender};
+use super::{AckToken, Document, End, Link, LinkEvent};
+
+/// For the last publish and the farewell together.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Completes when the agent goes down.
+pub(super) type Shutdown<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send)>;
+
+/// How far a connection is.
+enum Stage {
+    Connecting,
+    /// Publishing begins when the subscription stands.
+    Subscribing(Limits),
+    Serving(Limits),
+}
+
+/// What ends a connection.
+enum Interrupt {
+    Shutdown,
+    Lost(LinkError),
+}
+
+impl From<LinkError> for Interrupt {
+    fn from(error: LinkError) -> Self {
+        Interrupt::Lost(error)
+    }
+}
+
+/// One connection with what is known of it.
+struct Service<'a> {
+    sender: &'a Sender,
+    shutdown: Shutdown<'a>,
+    stage: Stage,
+    connected: Option<Instant>,
+    /// When a subscription or a publish was sent that the broker has not answered.
+    asked: Option<Instant>,
+}
+
+impl Link {
+    /// Serves one connection until it is lost or the agent goes down.
+    pub(super) async fn serve(
+        &mut self,
+        sender: &Sender,
+        connection: &mut Connection,
+        shutdown: Shutdown<'_>,
+    ) -> End {
+        let mut service =
+            Service { sender, shutdown, stage: Stage::Connecting, connected: None, asked: None };
+        match self.keep_serving(connection, &mut service).await {
+            Err(Interrupt::Lost(error)) => {
+                let lasted = service.connected.map_or(Duration::ZERO, |since| since.elapsed());
+                return End::Lost { error, lasted };
+            }
+            Err(Interrupt::Shutdown) => {}
+            Ok(never) => match never {},
+        }
+        if let Stage::Subscribing(limits) | Stage::Serving(limits) = service.stage {
+            match timeout(LEAVE_TIMEOUT, self.take_leave(sender, connection, limits)).await {
+                Ok(Ok(())) => info!("left the broker"),
+                Ok(Err(error)) => warn!(reason = error.sentence(), "could not take leave"),
+                Err(_) => warn!("the broker did not answer the farewell in time"),
+            }
+        }
+        End::Shutdown
+    }
+
+    async fn keep_serving(
+        &mut self,
+        connection: &mut Connection,
+        service: &mut Service<'_>,
+    ) -> Result<std::convert::Infallible, Interrupt> {
+        loop {
+            let patience = connection.answer_timeout();
+            let mut next = pin!(connection.next());
+            let incoming = loop {
+                if let Stage::Serving(limits) = service.stage {
+                    self.publish_due(limits, service).await?;
+                }
+                let idle = matches!(service.stage, Stage::Serving(_)) && service.asked.is_none();
+                let due = service.asked.unwrap_or_else(Instant::now) + patience;
+                tokio::select! {
+                    () = service.shutdown.as_mut() => return Err(Interrupt::Shutdown),
+                    incoming = next.as_mut() => break incoming?,
+                    Some(token) = self.acknowledgements.recv() => {
+                        self.acknowledge(&token, service.sender)?;
+                    }
+                    () = self.outbox.changed(), if idle => {}
+                    () = sleep_until(due), if service.asked.is_some() => {
+                        return Err(LinkError::Unanswered(patience).into());
+                    }
+                }
+            };
+            self.handle(incoming, service).await?;
+        }
+    }
+
+    async fn handle(
+        &mut self,
+        incoming: Incoming,
+        service: &mut Service<'_>,
+    ) -> Result<(), Interrupt> {
+        match incoming {
+            Incoming::Connected { session_present, limits } => {
+                let (host, port) = (&self.config.host, self.config.port);
+                info!(host, port, session_present, "connected to the broker");
+                self.outbox.connected(session_present);
+                service.connected = Some(Instant::now());
+                service.stage = Stage::Subscribing(limits);
+                service.sender.subscribe(&self.topic(Kind::Desired))?;
+                service.asked = Some(Instant::now());
+                self.emit(LinkEvent::Connected { session_present }, service).await
+            }
+            Incoming::Subscribed => {
+                service.asked = None;
+                if let Stage::Subscribing(limits) = service.stage {
+                    service.stage = Stage::Serving(limits);
+                }
+                Ok(())
+            }
+            Incoming::Message { topic, payload, packet } => {
+                self.deliver(&topic, payload, packet, service).await
+            }
+            Incoming::Published => {
+                service.asked = None;
+                self.outbox.acknowledged();
+                Ok(())
+            }
+            Incoming::PublishRefused { reason } => {
+                service.asked = None;
+                let reason = format!("the broker refused it: {reason}");
+                self.not_published(reason, service).await
+            }
+            Incoming::Left => Ok(()),
+        }
+    }
+
+    async fn deliver(
+        &mut self,
+        topic: &str,
+        envelope: Vec<u8>,
+        packet: u16,
+        service: &mut Service<'_>,
+    ) -> Result<(), Interrupt> {
+        let bytes = envelope.len();
+        if topic != self.topic(Kind::Desired) {
+            warn!(bytes, "a message on a topic that was not subscribed to was dropped");
+            return Ok(service.sender.acknowledge(packet)?);
+        }
+        if envelope.is_empty() {
+            info!("the retained order was removed from the broker; the accepted one stays");
+            return Ok(service.sender.acknowledge(packet)?);
+        }
+        debug!(bytes, "an order arrived");
+        let token = AckToken { connection: self.connections, packet };
+        self.emit(LinkEvent::Desired { envelope, token }, service).await
+    }
+
+    fn acknowledge(&self, token: &AckToken, sender: &Sender) -> Result<(), LinkError> {
+        if token.connection != self.connections {
+            return Ok(());
+        }
+        sender.acknowledge(token.packet)
+    }
+
+    /// Queues the document whose turn it is, if there is one and none is in flight.
+    async fn publish_due(
+        &mut self,
+        limits: Limits,
+        service: &mut Service<'_>,
+    ) -> Result<(), Interrupt> {
+        while let Some((document, value)) = self.outbox.take_next() {
+            let topic = self.topic(document.kind());
+            match service.sender.publish(&topic, &value, limits)? {
+                Ok(()) => service.asked = Some(Instant::now()),
+                Err(too_large) => self.not_published(too_large.to_string(), service).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn not_published(
+        &mut self,
+        reason: String,
+        service: &mut Service<'_>,
+    ) -> Result<(), Interrupt> {
+        let Some(document) = self.outbox.refused() else { return Ok(()) };
+        warn!(?document, reason, "a document was not published");
+        self.emit(LinkEvent::NotPublished { document, reason }, service).await
+    }
+
+    /// Waits for room; nobody reading any more is the end of the agent.
+    async fn emit(&self, event: LinkEvent, service: &mut Service<'_>) -> Result<(), Interrupt> {
+        tokio::select! {
+            () = service.shutdown.as_mut() => Err(Interrupt::Shutdown),
+            sent = self.events.send(event) => sent.map_err(|_| Interrupt::Shutdown),
+        }
+    }
+
+    /// Sends what is owed, publishes that the gateway is offline, waits until the broker has it, and disconnects.
+    async fn take_leave(
+        &mut self,
+        sender: &Sender,
+        connection: &mut Connection,
+        limits: Limits,
+    ) -> Result<(), LinkError> {
+        while let Ok(token) = self.acknowledgements.try_recv() {
+            self.acknowledge(&token, sender)?;
+        }
+        let mut unanswered = usize::from(self.outbox.is_in_flight());
+        let status = self.topic(Document::Presence.kind());
+        match sender.publish(&status, &self.offline, limits)? {
+            Ok(()) => unanswered += 1,
+            Err(too_large) => warn!(reason = %too_large, "cannot publish being offline"),
+        }
+        while unanswered > 0 {
+            match connection.next().await? {
+                Incoming::Published | Incoming::PublishRefused { .. } => unanswered -= 1,
+                _ => {}
+            }
+        }
+        sender.leave()?;
+        while !matches!(connection.next().await?, Incoming::Left) {}
+        Ok(())
+    }
+}

@@ -1,0 +1,88 @@
+//! Reads everything out of an LMDB file.
+
+use std::collections::BTreeMap;
+
+use coracle_core::history::ReplicaRecord;
+use coracle_core::name::ReplicaId;
+
+use super::StoredOrder;
+use super::lmdb::{Env, records};
+use super::records::{
+    KEY_CURRENT, KEY_GENERATION, KEY_PREVIOUS, KEY_SCHEMA, KEY_SEQUENCE, SequenceRecord,
+    decode_order, history_of, unframe, verified,
+};
+use super::schema::{SCHEMA, version};
+
+/// Everything that the records say.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub(super) current: Option<StoredOrder>,
+    pub(super) previous: Option<StoredOrder>,
+    pub(super) highest_generation: u64,
+    pub(super) histories: BTreeMap<ReplicaId, ReplicaRecord>,
+}
+
+/// Reads every record of the version [`SCHEMA`]; the error says what is wrong with which.
+pub(super) fn load(env: &Env) -> Result<Contents, String> {
+    let mut contents = Contents::default();
+    each_record(env, |key, value| {
+        match key {
+            KEY_SCHEMA => {
+                version(Some(value), SCHEMA).map_err(|error| error.to_string())?;
+            }
+            KEY_GENERATION => contents.highest_generation = unframe(key, value)?,
+            KEY_SEQUENCE => {
+                unframe::<SequenceRecord>(key, value)?;
+            }
+            KEY_CURRENT => contents.current = Some(decode_order(key, value)?),
+            KEY_PREVIOUS => contents.previous = Some(decode_order(key, value)?),
+            _ => match history_of(key) {
+                Some(replica) => {
+                    contents.histories.insert(replica?, unframe(key, value)?);
+                }
+                None => return Err(format!("record {key:?} is not known")),
+            },
+        }
+        Ok(())
+    })?;
+    match &contents.current {
+        Some(order) if order.generation > contents.highest_generation => {
+            Err("its current order is newer than its highest generation".into())
+        }
+        _ => Ok(contents),
+    }
+}
+
+/// Verifies the checksum of every record, whatever its version, and reads those of version
+/// [`SCHEMA`].
+pub(super) fn verify(env: &Env) -> Result<(), String> {
+    let mut schema = None;
+    each_record(env, |key, value| {
+        verified(key, value)?;
+        if key == KEY_SCHEMA {
+            schema = Some(unframe::<u32>(key, value)?);
+        }
+        Ok(())
+    })?;
+    match schema {
+        None => Err("it holds no version of its records".into()),
+        Some(SCHEMA) => load(env).map(drop),
+        // An older one is read by its migration, a newer one is refused with its own words.
+        Some(_) => Ok(()),
+    }
+}
+
+fn each_record(
+    env: &Env,
+    mut visit: impl FnMut(&str, &[u8]) -> Result<(), String>,
+) -> Result<(), String> {
+    let text = |error: heed::Error| error.to_string();
+    let records = records(env).map_err(text)?;
+    let txn = env.read_txn().map_err(text)?;
+    for entry in records.iter(&txn).map_err(text)? {
+        let (key, value) = entry.map_err(text)?;
+        let key = std::str::from_utf8(key).map_err(|_| "a record's key is not text".to_string())?;
+        visit(key, value)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! Images against real containerds of each supported version, a real registry, and one that fails
+//! as told.
+
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it inside #[test] functions only")]
+
+mod bed;
+mod blobs;
+mod resolving;
+mod secure;
+mod versions;

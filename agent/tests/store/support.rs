@@ -1,0 +1,106 @@
+//! What all tests of the store use.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use coracle::store::{CheckOutcome, Loaded, Store, StoreError, StoredOrder, check_with};
+use coracle_core::desired::DefinitionHash;
+use coracle_core::history::ReplicaRecord;
+use coracle_core::name::{ReplicaId, WorkloadName};
+use coracle_protocol::Envelope;
+use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Signature};
+
+/// Names the file that a child of this test program checks.
+pub(crate) const CHECK_VARIABLE: &str = "CORACLE_TEST_STORE_CHECK";
+
+/// The hidden subcommand, played by this test program.
+#[test]
+fn child_that_checks() {
+    if let Ok(path) = std::env::var(CHECK_VARIABLE) {
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0).unwrap();
+        coracle::store::check(Path::new(&path)).unwrap();
+    }
+}
+
+/// This test program, to run one test of it.
+pub(crate) fn this_program(test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    command
+}
+
+pub(crate) fn check(path: &Path) -> CheckOutcome {
+    let mut command = this_program("support::child_that_checks");
+    command.env(CHECK_VARIABLE, path);
+    check_with(command, Duration::from_secs(60))
+}
+
+pub(crate) fn open(dir: &Path) -> (Store, Loaded) {
+    open_with(dir, None)
+}
+
+/// Opens a store that nobody else has. A child that another test has just forked holds our lock for
+/// a moment, until it executes.
+pub(crate) fn open_with(dir: &Path, factory: Option<&Path>) -> (Store, Loaded) {
+    let mut opened = None;
+    until("the lock is free", || {
+        opened = match Store::open(dir, factory, check) {
+            Err(StoreError::InUse { .. }) => None,
+            result => Some(result.unwrap()),
+        };
+        opened.is_some()
+    });
+    opened.unwrap()
+}
+
+/// Waits until `state` is reached, for at most 10 seconds.
+pub(crate) fn until(what: &str, mut state: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if state() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("waited in vain until {what}");
+}
+
+/// A signed order (the signature is none) whose size depends on its generation.
+pub(crate) fn order(generation: u64) -> StoredOrder {
+    let filler = "x".repeat((generation as usize * 977) % 20_000);
+    let payload = format!(r#"{{"schema":1,"generation":{generation},"filler":"{filler}"}}"#);
+    let envelope = Envelope {
+        payload_type: DESIRED_PAYLOAD_TYPE.into(),
+        payload: payload.into_bytes(),
+        signatures: vec![Signature { keyid: "0".repeat(16), sig: vec![7; 64] }],
+    };
+    StoredOrder::new(generation, envelope.encode())
+}
+
+pub(crate) fn replica(index: u32) -> ReplicaId {
+    ReplicaId { workload: WorkloadName::parse("web-1").unwrap(), index }
+}
+
+pub(crate) fn record(failures: u32) -> ReplicaRecord {
+    ReplicaRecord {
+        definition: Some(DefinitionHash::from_label("0123456789abcdef0123456789abcdef")),
+        failures,
+        restarts: failures * 2,
+        last_exit: Some((137, 1_700_000_000_000_000_000)),
+        finished: false,
+    }
+}
+
+/// Runs a future of the store, which needs no more than somebody who polls.
+pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+/// Copies the plain files of a directory.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}

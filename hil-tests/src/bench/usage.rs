@@ -1,0 +1,147 @@
+//! What a process uses, as the kernel counts it. In: `/proc/PID` (proc(5)). Out: memory now, and
+//! counters whose difference is what happened in between.
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use super::Result;
+
+/// Memory and threads at one moment; sizes in KiB.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Memory {
+    /// `Private_Clean` and `Private_Dirty` of `smaps_rollup`: gone if the process ended.
+    pub(super) private: u64,
+    /// Proportional set size: shared pages divided among those who share them.
+    pub(super) pss: u64,
+    /// Resident set size.
+    pub(super) rss: u64,
+    /// The largest resident set size so far.
+    pub(super) peak_rss: u64,
+    /// Threads.
+    pub(super) threads: u64,
+}
+
+impl Memory {
+    /// Reads it; needs to be root or the process's own user.
+    pub(super) fn read(pid: i32) -> Result<Self> {
+        let rollup = read(pid, "smaps_rollup")?;
+        let status = read(pid, "status")?;
+        Ok(Self {
+            private: field(&rollup, "Private_Clean")? + field(&rollup, "Private_Dirty")?,
+            pss: field(&rollup, "Pss")?,
+            rss: field(&rollup, "Rss")?,
+            peak_rss: field(&status, "VmHWM")?,
+            threads: field(&status, "Threads")?,
+        })
+    }
+}
+
+/// Counters since the process began.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counters {
+    /// Times that a thread gave up the processor of its own accord: each is a wake-up later.
+    pub(super) voluntary: u64,
+    /// Times that a thread had the processor taken away.
+    pub(super) involuntary: u64,
+    /// Processor time in nanoseconds, of the threads that exist now.
+    pub(super) cpu_nanos: u64,
+    /// Bytes that went towards storage (`write_bytes`).
+    pub(super) written: u64,
+    /// Bytes given to write calls of any kind, sockets too (`wchar`).
+    pub(super) write_calls: u64,
+}
+
+impl Counters {
+    /// Reads them from all threads.
+    pub(super) fn read(pid: i32) -> Result<Self> {
+        let io = read(pid, "io")?;
+        let mut counters = Self {
+            written: field(&io, "write_bytes")?,
+            write_calls: field(&io, "wchar")?,
+            ..Self::default()
+        };
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+        for thread in threads.with_context(|| format!("process {pid} has ended"))?.flatten() {
+            let part = |file| std::fs::read_to_string(thread.path().join(file));
+            // A thread may end while we look.
+            let (Ok(status), Ok(times)) = (part("status"), part("schedstat")) else { continue };
+            counters.voluntary += field(&status, "voluntary_ctxt_switches")?;
+            counters.involuntary += field(&status, "nonvoluntary_ctxt_switches")?;
+            let ran = times.split_whitespace().next().and_then(|nanos| nanos.parse::<u64>().ok());
+            counters.cpu_nanos += ran.context("cannot read the kernel's schedstat")?;
+        }
+        Ok(counters)
+    }
+
+    /// What happened since an earlier reading.
+    pub(super) fn since(self, earlier: Self) -> Self {
+        Self {
+            voluntary: self.voluntary.saturating_sub(earlier.voluntary),
+            involuntary: self.involuntary.saturating_sub(earlier.involuntary),
+            cpu_nanos: self.cpu_nanos.saturating_sub(earlier.cpu_nanos),
+            written: self.written.saturating_sub(earlier.written),
+            write_calls: self.write_calls.saturating_sub(earlier.write_calls),
+        }
+    }
+}
+
+/// One process, idle.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Idle {
+    /// At the end of the time.
+    pub(super) memory: Memory,
+    /// Over the time.
+    pub(super) counters: Counters,
+}
+
+impl Idle {
+    /// Sizes in KiB, the rest over the time of the measurement.
+    pub(super) fn to_json(self) -> Value {
+        let (memory, counters) = (self.memory, self.counters);
+        json!({
+            "private_kib": memory.private,
+            "pss_kib": memory.pss,
+            "rss_kib": memory.rss,
+            "peak_rss_kib": memory.peak_rss,
+            "threads": memory.threads,
+            "voluntary_switches": counters.voluntary,
+            "involuntary_switches": counters.involuntary,
+            "cpu_ms": counters.cpu_nanos as f64 / 1e6,
+            "storage_bytes": counters.written,
+            "write_call_bytes": counters.write_calls,
+        })
+    }
+}
+
+fn read(pid: i32, file: &str) -> Result<String> {
+    let path = format!("/proc/{pid}/{file}");
+    std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+}
+
+/// The number after `NAME:` at the start of a line.
+fn field(text: &str, name: &str) -> Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let number = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    number.with_context(|| format!("the kernel does not tell {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name() {
+        let text = "Pss_Dirty:  9 kB\nPss:   12 kB\nnonvoluntary_ctxt_switches:\t3\nvoluntary_ctxt_switches:\t5\n";
+        assert_eq!(field(text, "Pss").unwrap(), 12);
+        assert_eq!(field(text, "voluntary_ctxt_switches").unwrap(), 5);
+        assert!(field(text, "Rss").is_err());
+    }
+
+    #[test]
+    fn reads_this_very_process() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let memory = Memory::read(pid).unwrap();
+        assert!(memory.private > 0 && memory.pss <= memory.rss && memory.rss <= memory.peak_rss);
+        assert!(Counters::read(pid).unwrap().cpu_nanos > 0);
+    }
+}
