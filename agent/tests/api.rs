@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api_support::{Answer, FakeAgent, SOON, open_to_all, refusal, wait_for};
@@ -248,7 +249,7 @@ fn a_stale_socket_is_replaced_and_the_own_one_removed() {
     let socket = dir.path().join("run/api.sock");
     drop(UnixListener::bind(&socket).unwrap());
     assert!(socket.exists());
-    let agent = FakeAgent::at(dir, None);
+    let agent = FakeAgent::at(Arc::new(dir), None);
     assert_eq!(agent.ask("GET", "/v1/status", b"").status, 200);
     let message = refused_to_serve(&socket, None);
     assert!(matches!(message, ApiError::InUse(_)), "{message}");

@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 use api_support::{FakeAgent, coracle, refusal};
 use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Envelope, Signature};
@@ -196,6 +197,11 @@ fn events_are_told_and_followed() {
     assert!(lines.next().unwrap().ends_with("pid 4711"));
     agent.happen(None, "an order was refused");
     assert!(lines.next().unwrap().ends_with("an order was refused"));
+    let dir = Arc::clone(&agent.dir);
+    drop(agent);
+    let agent = FakeAgent::at(dir, None);
+    agent.happen(None, "started anew");
+    assert!(lines.next().unwrap().ends_with("started anew"));
     follow.kill().unwrap();
     follow.wait().unwrap();
 }

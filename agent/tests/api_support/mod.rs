@@ -41,7 +41,7 @@ pub(crate) struct Facts {
 /// The API with its event loop, in a thread of its own until it is dropped.
 #[derive(Debug)]
 pub(crate) struct FakeAgent {
-    pub(crate) dir: TempDir,
+    pub(crate) dir: Arc<TempDir>,
     pub(crate) socket: PathBuf,
     pub(crate) facts: Arc<Mutex<Facts>>,
     happened: watch::Sender<u64>,
@@ -57,10 +57,10 @@ impl FakeAgent {
     pub(crate) fn with_group(group: Option<&str>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         open_to_all(dir.path(), 0o755);
-        Self::at(dir, group)
+        Self::at(Arc::new(dir), group)
     }
 
-    pub(crate) fn at(dir: TempDir, group: Option<&str>) -> Self {
+    pub(crate) fn at(dir: Arc<TempDir>, group: Option<&str>) -> Self {
         let socket = dir.path().join("run/api.sock");
         let config = ApiConfig { socket: socket.clone(), group: group.map(str::to_owned) };
         let facts = Arc::new(Mutex::new(Facts {
@@ -267,7 +267,7 @@ fn status() -> Status {
                 name: "containerd".into(),
                 status: ConditionStatus::True,
                 reason: "reachable".into(),
-                message: "reachable (1.6.20)".into(),
+                message: "containerd 1.6.20".into(),
                 since: Timestamp::from_unix(1_772_366_400),
             }],
             workloads: vec![WorkloadReport {
