@@ -64,5 +64,5 @@ fn print_error(error: &dyn Error) {
 
 fn complain(text: &str) {
     // Whoever closed standard error does not want it.
-    let _: io::Result<()> = writeln!(io::stderr(), "{text}");
+    drop(writeln!(io::stderr(), "{text}"));
 }

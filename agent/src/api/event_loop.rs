@@ -6,7 +6,7 @@ use hyper::StatusCode;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::reply::{Reply, problem};
+use super::reply::Obstacle;
 use crate::status::Call;
 
 /// For answers from memory.
@@ -27,9 +27,12 @@ impl EventLoop {
     pub(super) async fn ask<T>(
         &self,
         call: impl FnOnce(oneshot::Sender<T>) -> Call,
-    ) -> Result<T, Reply> {
+    ) -> Result<T, Obstacle> {
         timeout(SHORT, self.call(call)).await.unwrap_or_else(|_| {
-            Err(problem(StatusCode::GATEWAY_TIMEOUT, "the agent is too busy to answer; try again"))
+            Err(Obstacle::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "the agent is too busy to answer; try again",
+            ))
         })
     }
 
@@ -37,20 +40,21 @@ impl EventLoop {
     pub(super) async fn order<T>(
         &self,
         call: impl FnOnce(oneshot::Sender<T>) -> Call,
-    ) -> Result<T, Reply> {
+    ) -> Result<T, Obstacle> {
         timeout(LONG, self.call(call)).await.unwrap_or_else(|_| {
-            Err(problem(
+            Err(Obstacle::new(
                 StatusCode::GATEWAY_TIMEOUT,
                 "the agent took the order but has not answered; its status tells what became of it",
             ))
         })
     }
 
-    async fn call<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Reply> {
-        let stopping =
-            |()| problem(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping; try again later");
+    async fn call<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Obstacle> {
+        let stopping = || {
+            Obstacle::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping; try again later")
+        };
         let (answer, answered) = oneshot::channel();
-        self.0.send(call(answer)).await.map_err(|_| stopping(()))?;
-        answered.await.map_err(|_| stopping(()))
+        self.0.send(call(answer)).await.map_err(|_| stopping())?;
+        answered.await.map_err(|_| stopping())
     }
 }

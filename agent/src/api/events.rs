@@ -21,7 +21,7 @@ pub(super) async fn get(query: Option<&str>, context: &Context) -> Reply {
     // A reader of an agent that was restarted may be ahead; it must learn of that at once.
     if *happened.borrow() == after && !wait.is_zero() {
         // Neither the end of the time nor the end of the agent is an error: the answer is empty.
-        let _: Result<_, _> = timeout(wait, happened.wait_for(|newest| *newest != after)).await;
+        drop(timeout(wait, happened.wait_for(|newest| *newest != after)).await);
     }
     // Read before the call: what happens after it must not be skipped.
     let newest = *happened.borrow();
@@ -31,7 +31,7 @@ pub(super) async fn get(query: Option<&str>, context: &Context) -> Reply {
             let agent_started = context.agent_started;
             json(StatusCode::OK, &EventsPage { happenings, newest, agent_started })
         }
-        Err(reply) => reply,
+        Err(obstacle) => obstacle.into(),
     }
 }
 

@@ -1,12 +1,11 @@
 //! The socket in the file system: made, fenced by its mode, removed at the end.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, umask};
 use nix::unistd::{Gid, chown};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -28,25 +27,22 @@ impl Listening {
     pub(super) async fn start(path: PathBuf, group: Option<Gid>) -> Result<Self, ApiError> {
         make_parent(&path)?;
         remove_stale(&path).await?;
-        // Until its group is right nobody else may connect.
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let bound = UnixListener::bind(&path);
-        umask(before);
-        let listener = bound.map_err(failed("listen on", &path))?;
+        let listener = UnixListener::bind(&path).map_err(failed("listen on", &path))?;
         let listening = Self { listener, path };
-        listening.open_to(group)?;
+        listening.set_fence(group)?;
         Ok(listening)
     }
 
-    fn open_to(&self, group: Option<Gid>) -> Result<(), ApiError> {
-        let Some(group) = group else { return Ok(()) };
-        let failed = failed("give the group access to", &self.path);
-        chown(&self.path, None, Some(group))
-            .and_then(|()| {
-                let mode = Mode::from_bits_truncate(0o660);
-                fchmodat(nix::fcntl::AT_FDCWD, &self.path, mode, FchmodatFlags::FollowSymlink)
+    /// The mode is only the first fence: credentials are judged for each connection.
+    fn set_fence(&self, group: Option<Gid>) -> Result<(), ApiError> {
+        let mode = |bits| fs::set_permissions(&self.path, Permissions::from_mode(bits));
+        mode(0o600)
+            .and_then(|()| match group {
+                Some(_) => chown(&self.path, None, group).map_err(io::Error::from),
+                None => Ok(()),
             })
-            .map_err(|errno| failed(errno.into()))
+            .and_then(|()| if group.is_some() { mode(0o660) } else { Ok(()) })
+            .map_err(failed("set the access rights of", &self.path))
     }
 
     pub(super) async fn accept(&self) -> io::Result<UnixStream> {

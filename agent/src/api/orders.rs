@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
+use hyper::StatusCode;
 use hyper::body::{Body, Incoming};
-use hyper::{Request, StatusCode};
 use tokio::time::timeout;
 
 use super::Context;
-use super::reply::{Reply, bytes, json, problem};
+use super::reply::{Obstacle, Reply, bytes, json, problem};
 use crate::status::Call;
 
 /// For the body to arrive.
@@ -19,39 +19,49 @@ pub(super) async fn get(context: &Context) -> Reply {
     match context.event_loop.ask(Call::Order).await {
         Ok(Some(envelope)) => bytes(StatusCode::OK, envelope),
         Ok(None) => problem(StatusCode::NOT_FOUND, "no order is in force yet"),
-        Err(reply) => reply,
+        Err(obstacle) => obstacle.into(),
     }
 }
 
 /// 200 if the order is in force now, 422 if it was refused; either way with the reasons.
-pub(super) async fn post(request: Request<Incoming>, context: &Context) -> Reply {
-    let envelope = match read(request.into_body()).await {
+pub(super) async fn post(body: &mut Incoming, context: &Context) -> Reply {
+    let envelope = match read(body).await {
         Ok(envelope) => envelope,
-        Err(reply) => return reply,
+        Err(obstacle) => return obstacle.into(),
     };
     match context.event_loop.order(|answer| Call::Apply(envelope, answer)).await {
         Ok(applied) if applied.accepted || applied.unchanged => json(StatusCode::OK, &applied),
         Ok(applied) => json(StatusCode::UNPROCESSABLE_ENTITY, &applied),
-        Err(reply) => reply,
+        Err(obstacle) => obstacle.into(),
     }
 }
 
-async fn read(body: Incoming) -> Result<Vec<u8>, Reply> {
-    let too_large = || {
-        problem(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("a signed order has at most {MAX_ENVELOPE_BYTES} bytes"),
-        )
-    };
+async fn read(body: &mut Incoming) -> Result<Vec<u8>, Obstacle> {
     if body.size_hint().lower() > MAX_ENVELOPE_BYTES as u64 {
         return Err(too_large());
     }
-    match timeout(BODY_TIME, Limited::new(body, MAX_ENVELOPE_BYTES).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes().to_vec()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => {
-            Err(problem(StatusCode::BAD_REQUEST, format!("the order did not arrive: {error}")))
+    timeout(BODY_TIME, collect(body)).await.unwrap_or_else(|_| {
+        Err(Obstacle::new(StatusCode::REQUEST_TIMEOUT, "the order took too long to arrive"))
+    })
+}
+
+async fn collect(body: &mut Incoming) -> Result<Vec<u8>, Obstacle> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            let error = format!("the order did not arrive: {error}");
+            Obstacle::new(StatusCode::BAD_REQUEST, error)
+        })?;
+        let Some(data) = frame.data_ref() else { continue };
+        if bytes.len() + data.len() > MAX_ENVELOPE_BYTES {
+            return Err(too_large());
         }
-        Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, "the order took too long to arrive")),
+        bytes.extend_from_slice(data);
     }
+    Ok(bytes)
+}
+
+fn too_large() -> Obstacle {
+    let error = format!("a signed order has at most {MAX_ENVELOPE_BYTES} bytes");
+    Obstacle::new(StatusCode::PAYLOAD_TOO_LARGE, error)
 }

@@ -31,6 +31,25 @@ pub(super) fn bytes(status: StatusCode, body: Vec<u8>) -> Reply {
     reply
 }
 
+/// Why there is no answer, until it becomes one.
+#[derive(Debug)]
+pub(super) struct Obstacle {
+    status: StatusCode,
+    error: String,
+}
+
+impl Obstacle {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into() }
+    }
+}
+
+impl From<Obstacle> for Reply {
+    fn from(Obstacle { status, error }: Obstacle) -> Self {
+        problem(status, error)
+    }
+}
+
 /// Not what was asked for, and why.
 pub(super) fn problem(status: StatusCode, error: impl Into<String>) -> Reply {
     json(status, &Problem { error: error.into() })

@@ -1,33 +1,62 @@
 //! From method and path to the resource, after the peer's access was judged.
 
-use hyper::body::Incoming;
+use std::time::Duration;
+
+use http::request::Parts;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::{Method, Request, StatusCode};
+use tokio::time::timeout;
 
 use super::access::Access;
 use super::reply::{Reply, problem, wrong_method};
 use super::{Context, events, orders, status, workloads};
 
+/// How much of a body that nobody wants is taken and thrown away, in bytes, and for how long: a
+/// client that is still writing when the connection closes would not see the answer.
+const LINGER_BYTES: usize = 1024 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(1);
+
 pub(super) async fn answer(request: Request<Incoming>, access: Access, context: &Context) -> Reply {
+    let (head, mut body) = request.into_parts();
+    let reply = route(&head, &mut body, access, context).await;
+    if !body.is_end_stream() {
+        drop(timeout(LINGER_TIME, discard(&mut body)).await);
+    }
+    reply
+}
+
+async fn discard(body: &mut Incoming) {
+    let mut discarded = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        discarded += frame.data_ref().map_or(0, Bytes::len);
+        if discarded > LINGER_BYTES {
+            return;
+        }
+    }
+}
+
+async fn route(head: &Parts, body: &mut Incoming, access: Access, context: &Context) -> Reply {
     if access == Access::None {
         return problem(
             StatusCode::FORBIDDEN,
             "only root, the agent's own user and members of api.group may use this API",
         );
     }
-    let resource = match request.uri().path() {
+    let resource = match head.uri.path() {
         "/v1/status" => Resource::Status,
         "/v1/workloads" => Resource::Workloads,
         "/v1/events" => Resource::Events,
         "/v1/orders" => Resource::Orders,
         _ => return problem(StatusCode::NOT_FOUND, "there is no such resource"),
     };
-    match (resource, request.method()) {
+    match (resource, &head.method) {
         (Resource::Status, &Method::GET) => status::get(context).await,
         (Resource::Workloads, &Method::GET) => workloads::get(context).await,
-        (Resource::Events, &Method::GET) => events::get(request.uri().query(), context).await,
+        (Resource::Events, &Method::GET) => events::get(head.uri.query(), context).await,
         (Resource::Orders, &Method::GET) => orders::get(context).await,
         (Resource::Orders, &Method::POST) if access == Access::Full => {
-            orders::post(request, context).await
+            orders::post(body, context).await
         }
         (Resource::Orders, &Method::POST) => {
             problem(StatusCode::FORBIDDEN, "only root and the agent's own user may give orders")

@@ -9,6 +9,6 @@ use crate::status::Call;
 pub(super) async fn get(context: &Context) -> Reply {
     match context.event_loop.ask(Call::Status).await {
         Ok(status) => json(StatusCode::OK, &status),
-        Err(reply) => reply,
+        Err(obstacle) => obstacle.into(),
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use coracle_core::text;
 use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
 use coracle_protocol::reported::Phase;
 use coracle_protocol::{Code, Envelope, Refusal};
@@ -60,7 +61,7 @@ pub(super) fn run(socket: PathBuf, args: &Args) -> Result<Outcome, Failure> {
 
 /// What can be told without the agent, for a better answer.
 fn readable(bytes: &[u8]) -> Result<(), Refusal> {
-    let unsigned = input::parse(bytes)
+    let unsigned = text::parse(bytes)
         .is_ok_and(|value| value.get("workloads").is_some() && value.get("payload").is_none());
     if unsigned {
         return Err(Refusal::whole(

@@ -65,7 +65,8 @@ impl Client {
 
     /// Waits before another try.
     pub(super) fn pause(&self, time: Duration) {
-        self.runtime.block_on(tokio::time::sleep(time));
+        // Inside the runtime, because a timer is bound to it when it is made.
+        self.runtime.block_on(async { tokio::time::sleep(time).await });
     }
 
     fn get_patiently<T: DeserializeOwned>(

@@ -68,7 +68,7 @@ fn follow(
             Ok(page) => page,
             Err(failure) if failure.may_pass() => {
                 if !away {
-                    output::remark("-- the agent went away; waiting for it --");
+                    output::remark(&format!("-- {failure}; trying again --"));
                     away = true;
                 }
                 client.pause(PAUSE);

@@ -76,11 +76,13 @@ impl Failure {
                     "is `coracle agent` running? Another place can be named by --socket".to_owned()
                 }
             }),
-            Self::NotNow { .. } => Some("try again shortly".to_owned()),
             Self::NoAnswer { .. } => {
                 Some("see its log, such as by `journalctl -u coracle`".to_owned())
             }
-            Self::Denied { .. } | Self::Unreadable { .. } | Self::Client { .. } => None,
+            Self::NotNow { .. }
+            | Self::Denied { .. }
+            | Self::Unreadable { .. }
+            | Self::Client { .. } => None,
         }
     }
 

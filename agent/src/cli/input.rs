@@ -4,9 +4,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use coracle_protocol::{Code, Refusal};
-use serde_json::Value;
-
 use super::failure::Failure;
 
 /// Reads at most one byte more than `limit`, so that what is too large can be told as such.
@@ -27,10 +24,4 @@ pub(super) fn read(path: &Path, limit: usize) -> Result<Vec<u8>, Failure> {
 /// How the file is called in messages.
 pub(super) fn name(path: &Path) -> String {
     if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
-}
-
-/// Reads JSON or YAML.
-pub(super) fn parse(bytes: &[u8]) -> Result<Value, Refusal> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| Refusal::whole(Code::MALFORMED, format!("not JSON: {error}")))
 }

@@ -34,7 +34,7 @@ fn to_text(text: Result<String, serde_json::Error>) -> Result<String, Failure> {
 /// A remark that is not part of the output.
 pub(super) fn remark(text: &str) {
     // Whoever closed standard error does not want it.
-    let _: io::Result<()> = writeln!(io::stderr(), "{text}");
+    drop(writeln!(io::stderr(), "{text}"));
 }
 
 /// The wall clock.

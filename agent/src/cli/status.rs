@@ -68,13 +68,21 @@ fn render(status: &Status, now: Timestamp, style: &Style) -> String {
     fact(&mut page, "Link", style);
     add_wrapped(&mut page, &link_line(status.link.as_ref(), now), INDENT, style);
     for condition in &reported.conditions {
-        // What the line above says already.
-        if condition.name != "link" || status.link.is_none() {
+        if !is_told_already(condition, status) {
             add_condition(&mut page, condition, now, style);
         }
     }
     add_replicas(&mut page, status, now, style);
     page
+}
+
+/// Whether the lines about the link or the orders say it.
+fn is_told_already(condition: &Condition, status: &Status) -> bool {
+    match condition.name.as_str() {
+        "link" => status.link.is_some(),
+        "orders" => condition.status == ConditionStatus::True || status.reported.refused.is_some(),
+        _ => false,
+    }
 }
 
 /// `WORKLOAD.N STATE` of all that is not as ordered, in one line.
@@ -186,7 +194,11 @@ fn add_condition(page: &mut String, condition: &Condition, now: Timestamp, style
     let Condition { message, reason, .. } = condition;
     let message = if message.is_empty() { reason } else { message };
     let line = match condition.status {
-        ConditionStatus::True => message.clone(),
+        ConditionStatus::True => {
+            // `containerd 1.6.20` needs no second name.
+            let own_name = format!("{} ", condition.name);
+            format!("{reason} ({})", message.strip_prefix(&own_name).unwrap_or(message))
+        }
         ConditionStatus::False => {
             let since = span(now.unix().saturating_sub(condition.since.unix()));
             format!("NOT GOOD for {since}: {message}")
@@ -206,8 +218,9 @@ fn add_replicas(page: &mut String, status: &Status, now: Timestamp, style: &Styl
     if all.is_empty() {
         return;
     }
-    let (well, ill): (Vec<_>, Vec<_>) =
+    let (well, mut ill): (Vec<_>, Vec<_>) =
         all.iter().copied().partition(|(_, replica)| replicas::is_well(replica.state));
+    ill.sort_by_key(|(_, replica)| tone(replica.state) == Tone::Bad);
     page.push('\n');
     let listed = if all.len() > MANY {
         let names: Vec<_> = well.iter().map(|(w, r)| replicas::name(w, r, style)).collect();

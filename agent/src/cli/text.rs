@@ -161,7 +161,7 @@ pub(super) fn size(bytes: u64) -> String {
         return format!("{bytes} B");
     }
     let unit = (bytes.ilog2() as usize / 10).clamp(1, UNITS.len());
-    let tenths = u128::from(bytes) * 10 >> (10 * unit);
+    let tenths = (u128::from(bytes) * 10) >> (10 * unit);
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit - 1])
 }
 

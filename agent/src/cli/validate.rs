@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use coracle_core::desired::{Accepted, Reading, parse};
+use coracle_core::text::{self, MAX_TEXT_BYTES};
 use coracle_protocol::envelope::too_large;
-use coracle_protocol::limits::{MAX_DOCUMENT_BYTES, MAX_ENVELOPE_BYTES};
+use coracle_protocol::limits::MAX_DOCUMENT_BYTES;
 use coracle_protocol::{Envelope, GatewayId, Refusal};
 use serde::Serialize;
 use serde_json::Value;
@@ -13,9 +14,6 @@ use super::failure::Failure;
 use super::style::Style;
 use super::text::{clean, count};
 use super::{Outcome, input, output};
-
-/// Room for comments and indentation, which do not count once the order is signed.
-const MAX_FILE: usize = 1024 * 1024;
 
 /// Arguments of `coracle validate`.
 #[derive(Debug, clap::Args)]
@@ -44,7 +42,7 @@ struct Verdict {
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
-    let bytes = input::read(&args.file, MAX_FILE)?;
+    let bytes = input::read(&args.file, MAX_TEXT_BYTES)?;
     let verdict = judge(input::name(&args.file), &bytes);
     if args.json {
         output::print_json(&verdict)?;
@@ -80,10 +78,7 @@ fn judge(file: String, bytes: &[u8]) -> Verdict {
 
 /// Whether it is signed, and the document inside.
 fn open(bytes: &[u8]) -> (bool, Result<Value, Vec<Refusal>>) {
-    if bytes.len() > MAX_FILE {
-        return (false, Err(vec![too_large("file", bytes.len(), MAX_FILE)]));
-    }
-    let value = match input::parse(bytes) {
+    let value = match text::parse(bytes) {
         Ok(value) => value,
         Err(refusal) => return (false, Err(vec![refusal])),
     };
@@ -91,7 +86,7 @@ fn open(bytes: &[u8]) -> (bool, Result<Value, Vec<Refusal>>) {
         return (false, within_limit(value));
     }
     let payload = match Envelope::decode(bytes) {
-        Ok(envelope) => input::parse(&envelope.payload),
+        Ok(envelope) => text::parse(&envelope.payload),
         Err(refusal) => Err(refusal),
     };
     (true, payload.map_err(|refusal| vec![refusal]))
@@ -126,8 +121,6 @@ pub(super) fn place(refusal: &Refusal, style: &Style) -> String {
     let text = if path.is_empty() { format!("{message} [{code}]") } else { refusal.to_string() };
     clean(&text, style)
 }
-
-const _: () = assert!(MAX_FILE > MAX_ENVELOPE_BYTES);
 
 #[cfg(test)]
 mod tests {

@@ -27,7 +27,7 @@ fn idle() -> Status {
             phase: Phase::Idle,
             refused: None,
             unknown_fields: Vec::new(),
-            conditions: vec![condition("containerd", ConditionStatus::True, "reachable (1.6.20)")],
+            conditions: vec![condition("containerd", ConditionStatus::True, "containerd 1.6.20")],
             workloads: Vec::new(),
         },
         link: None,
@@ -37,7 +37,7 @@ fn idle() -> Status {
 
 fn condition(name: &str, status: ConditionStatus, message: &str) -> Condition {
     let (name, message) = (name.into(), message.into());
-    Condition { name, status, reason: "r".into(), message, since: at(-125) }
+    Condition { name, status, reason: "reachable".into(), message, since: at(-125) }
 }
 
 fn workload(name: &str, replicas: Vec<ReplicaReport>) -> WorkloadReport {
@@ -210,11 +210,11 @@ fn each_state_says_why_and_when() {
             web.0      running    pid 4711; restarted 2 times; last ended by SIGKILL,
                                   3 min 10 s ago
             cam.0      pulling    downloading, 43 % of 12.1 MiB
+            web.1      starting
             db.0       back-off   ended with exit code 1; next try in 12 s; restarted 5
                                   times
             probe.0    failed     ended with exit code 2, 1 h 6 min ago; not tried again:
                                   its restart policy is never
-            web.1      starting
         "#]],
     );
 }
@@ -278,17 +278,17 @@ fn without_containerd_nothing_can_start() {
     check(
         &status,
         expect![[r#"
-        Gateway     3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11, agent 0.1.0
-        Orders      generation 7 in force, 1 workload: progressing
-        Link        connected to broker.example:8883
-        containerd  NOT GOOD for 2 min 5 s: cannot connect to
-                    /run/containerd/containerd.sock: no such file or directory
-        store-of-orders
-                    unknown: r
+            Gateway     3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11, agent 0.1.0
+            Orders      generation 7 in force, 1 workload: progressing
+            Link        connected to broker.example:8883
+            containerd  NOT GOOD for 2 min 5 s: cannot connect to
+                        /run/containerd/containerd.sock: no such file or directory
+            store-of-orders
+                        unknown: reachable
 
-        WORKLOAD  STATE    DETAILS
-        web.0     pending  containerd cannot be reached
-    "#]],
+            WORKLOAD  STATE    DETAILS
+            web.0     pending  containerd cannot be reached
+        "#]],
     );
 }
 
@@ -351,10 +351,10 @@ fn thirty_workloads_fit_a_screen() {
 
             WORKLOAD  STATE     DETAILS
             cam.0     pulling   downloading, 43 % of 12.1 MiB
+            web.1     starting
             db.0      back-off  ended with exit code 1; next try in 12 s; restarted 5 times
             probe.0   failed    ended with exit code 2, 1 h 6 min ago; not tried again: its
                                 restart policy is never
-            web.1     starting
         "#]],
     );
 }

@@ -1,0 +1,294 @@
+//! The API in front of an event loop that is not there: it answers from what a test puts in.
+
+#![allow(dead_code, reason = "each test program uses a part")]
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, mpsc as std_mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use coracle::api;
+use coracle::clock::monotonic_now;
+use coracle::config::ApiConfig;
+use coracle::status::{Applied, Call, Happening, Happenings, Status};
+use coracle_protocol::reported::{
+    Condition, ConditionStatus, Phase, ReplicaReport, ReplicaState, ReportedState, WorkloadReport,
+};
+use coracle_protocol::{Code, Refusal, Timestamp};
+use tempfile::TempDir;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Longest wait for anything that should happen at once.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// What the event loop knows.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) status: Status,
+    pub(crate) happenings: Happenings,
+    pub(crate) order: Option<Vec<u8>>,
+    /// Orders that were given, as they came.
+    pub(crate) applied: Vec<Vec<u8>>,
+    /// What is answered to them; `None` says yes.
+    pub(crate) refusal: Option<Refusal>,
+}
+
+/// The API with its event loop, in a thread of its own until it is dropped.
+#[derive(Debug)]
+pub(crate) struct FakeAgent {
+    pub(crate) dir: Arc<TempDir>,
+    pub(crate) socket: PathBuf,
+    pub(crate) facts: Arc<Mutex<Facts>>,
+    happened: watch::Sender<u64>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl FakeAgent {
+    pub(crate) fn start() -> Self {
+        Self::with_group(None)
+    }
+
+    pub(crate) fn with_group(group: Option<&str>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        open_to_all(dir.path(), 0o755);
+        Self::at(Arc::new(dir), group)
+    }
+
+    pub(crate) fn at(dir: Arc<TempDir>, group: Option<&str>) -> Self {
+        let socket = dir.path().join("run/api.sock");
+        let config = ApiConfig { socket: socket.clone(), group: group.map(str::to_owned) };
+        let facts = Arc::new(Mutex::new(Facts {
+            status: status(),
+            happenings: Happenings::default(),
+            order: None,
+            applied: Vec::new(),
+            refusal: None,
+        }));
+        let (happened, newest) = watch::channel(0);
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn({
+            let facts = Arc::clone(&facts);
+            move || run(config, newest, facts, stopped)
+        });
+        wait_for("the API to listen", || UnixStream::connect(&socket).is_ok());
+        Self { dir, socket, facts, happened, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Lets something happen.
+    pub(crate) fn happen(&self, replica: Option<&str>, message: &str) {
+        let mut facts = self.facts.lock().unwrap();
+        let sequence = facts.happenings.events.last().map_or(1, |last| last.sequence + 1);
+        facts.happenings.events.push(Happening {
+            sequence,
+            at: Timestamp::from_unix(1_772_366_400),
+            kind: "test".into(),
+            replica: replica.map(str::to_owned),
+            message: message.into(),
+        });
+        drop(facts);
+        self.happened.send_replace(sequence);
+    }
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.facts.lock().unwrap().status.reported.phase = phase;
+    }
+
+    /// `GET` or `POST` on a connection of its own.
+    pub(crate) fn ask(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut stream = self.connect();
+        stream.write_all(head.as_bytes()).unwrap();
+        // The API may have answered and closed before it read all of it.
+        drop(stream.write_all(body));
+        Answer::read(&mut stream)
+    }
+
+    pub(crate) fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_write_timeout(Some(SOON)).unwrap();
+        stream
+    }
+
+    /// The command line, talking to this agent.
+    pub(crate) fn coracle(&self, args: &[&str]) -> Command {
+        let mut command = coracle(args);
+        command.env("CORACLE_SOCKET", &self.socket);
+        command
+    }
+
+    /// The same as another user, from a copy that every user can run.
+    pub(crate) fn coracle_as(&self, uid: u32, gid: u32, args: &[&str]) -> Command {
+        assert!(nix::unistd::geteuid().is_root(), "this test must run as root");
+        let program = self.dir.path().join("coracle");
+        if !program.exists() {
+            std::fs::copy(env!("CARGO_BIN_EXE_coracle"), &program).unwrap();
+            open_to_all(&program, 0o755);
+        }
+        let mut command = Command::new(program);
+        command.args(args).env_clear().env("CORACLE_SOCKET", &self.socket).current_dir("/");
+        command.uid(uid).gid(gid);
+        command
+    }
+}
+
+impl Drop for FakeAgent {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            if !std::thread::panicking() {
+                ended.unwrap();
+            }
+        }
+    }
+}
+
+/// The command line with a plain environment.
+pub(crate) fn coracle(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_coracle"));
+    command.args(args).env_clear();
+    command
+}
+
+pub(crate) fn open_to_all(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn run(
+    config: ApiConfig,
+    newest: watch::Receiver<u64>,
+    facts: Arc<Mutex<Facts>>,
+    mut stopped: oneshot::Receiver<()>,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (calls, mut called) = mpsc::channel(4);
+        let event_loop = async {
+            loop {
+                tokio::select! {
+                    _ = &mut stopped => break,
+                    call = called.recv() => match call {
+                        Some(call) => answer(call, &mut facts.lock().unwrap()),
+                        None => break,
+                    },
+                }
+            }
+            drop(called);
+        };
+        let (served, ()) = tokio::join!(api::serve(config, calls, newest), event_loop);
+        served.unwrap();
+    });
+}
+
+fn answer(call: Call, facts: &mut Facts) {
+    match call {
+        Call::Status(answer) => drop(answer.send(facts.status.clone())),
+        Call::Events(after, answer) => {
+            let mut happenings = facts.happenings.clone();
+            happenings.events.retain(|event| event.sequence > after);
+            drop(answer.send(happenings));
+        }
+        Call::Order(answer) => drop(answer.send(facts.order.clone())),
+        Call::Apply(order, answer) => {
+            facts.applied.push(order);
+            let refusals: Vec<_> = facts.refusal.iter().cloned().collect();
+            let accepted = refusals.is_empty();
+            if accepted {
+                facts.status.reported.generation_applied = 7;
+            }
+            let generation = Some(7);
+            drop(answer.send(Applied { generation, accepted, unchanged: false, refusals }));
+        }
+    }
+}
+
+/// An answer of the API.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn read(stream: &mut UnixStream) -> Self {
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").expect(&text);
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Self { status, head: head.to_lowercase(), body: body.to_owned() }
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).expect(&self.body)
+    }
+}
+
+/// A refusal for tests.
+pub(crate) fn refusal() -> Refusal {
+    Refusal::new("/generation", Code::OLD_GENERATION, "generation 8 is in force already")
+}
+
+fn status() -> Status {
+    let replica = ReplicaReport {
+        index: 0,
+        state: ReplicaState::Running,
+        pid: Some(4711),
+        generation: Some(7),
+        restarts: 0,
+        last_exit: None,
+        reason: None,
+        next_try: None,
+    };
+    Status {
+        reported: ReportedState {
+            schema: 1,
+            gateway: "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11".parse().unwrap(),
+            boot_id: "b".into(),
+            sequence: 1,
+            agent_version: "0.1.0".into(),
+            generation_seen: 7,
+            generation_applied: 6,
+            phase: Phase::Converged,
+            refused: None,
+            unknown_fields: Vec::new(),
+            conditions: vec![Condition {
+                name: "containerd".into(),
+                status: ConditionStatus::True,
+                reason: "reachable".into(),
+                message: "containerd 1.6.20".into(),
+                since: Timestamp::from_unix(1_772_366_400),
+            }],
+            workloads: vec![WorkloadReport {
+                name: "web".into(),
+                phase: Phase::Converged,
+                image: "registry.example/web:1.27".into(),
+                image_digest: None,
+                replicas: vec![replica],
+            }],
+        },
+        link: None,
+        pulls: Vec::new(),
+    }
+}
+
+/// Waits for a state, and fails if it does not come.
+pub(crate) fn wait_for(what: &str, mut reached: impl FnMut() -> bool) {
+    let (_pause, never) = std_mpsc::channel::<()>();
+    let started = monotonic_now();
+    while !reached() {
+        assert!(started.elapsed() < SOON, "{what} did not come about");
+        assert!(never.recv_timeout(Duration::from_millis(10)).is_err());
+    }
+}
