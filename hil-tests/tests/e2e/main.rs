@@ -9,6 +9,7 @@ mod bad_images;
 mod bad_orders;
 mod commands;
 mod containerd;
+mod demo;
 mod durable;
 mod link;
 mod main_job;
