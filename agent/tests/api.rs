@@ -8,10 +8,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api_support::{Answer, FakeAgent, SOON, open_to_all, refusal, wait_for};
+use api_support::{Answer, FakeAgent, Running, SOON, open_to_all, refusal, wait_for};
 use coracle::api::{self, ApiError, MAX_CONNECTIONS, MAX_READERS};
 use coracle::clock::monotonic_now;
 use coracle::config::ApiConfig;
@@ -206,7 +207,7 @@ fn readers_cannot_take_all_places() {
         .map(|_| {
             let follow = ["events", "--follow"];
             let mut command = agent.coracle_as(NOBODY, DAEMON, &follow);
-            Follower(command.stdout(std::process::Stdio::null()).spawn().unwrap())
+            Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
         })
         .collect();
     wait_for("a reader to be turned away", || {
@@ -217,17 +218,8 @@ fn readers_cannot_take_all_places() {
     assert_eq!(agent.ask("GET", "/v1/status", b"").status, 200);
     followers.clear();
     wait_for("readers to get in again", || {
-        agent.coracle_as(NOBODY, DAEMON, &["status"]).status().unwrap().success()
+        agent.coracle_as(NOBODY, DAEMON, &["status"]).output().unwrap().status.success()
     });
-}
-
-struct Follower(std::process::Child);
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
 }
 
 fn signed_order() -> Vec<u8> {
