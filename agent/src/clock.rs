@@ -11,7 +11,6 @@ const TOLERANCE: Duration = Duration::from_secs(2);
 /// Monotonic time since the agent started, and the wall clock.
 #[derive(Debug)]
 pub struct Clock {
-    /// Of the async runtime, so that tests can pause it.
     started: tokio::time::Instant,
     /// Wall-clock time, since the Unix epoch, of the start of the monotonic clock.
     epoch: Duration,
@@ -45,8 +44,9 @@ pub fn monotonic_now() -> Instant {
     Instant::now()
 }
 
+/// A moment of the async runtime's clock, which stands still in tests that pause it.
 #[expect(clippy::disallowed_methods, reason = "the one place that may")]
-fn runtime_now() -> tokio::time::Instant {
+pub fn runtime_now() -> tokio::time::Instant {
     tokio::time::Instant::now()
 }
 

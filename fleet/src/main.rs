@@ -1,6 +1,9 @@
 //! The control plane's command line.
 
+mod key_file;
+mod keygen;
 mod publish;
+mod sign;
 
 use std::process::ExitCode;
 
@@ -16,6 +19,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Makes a pair of keys: the private one signs orders, gateways trust the public one.
+    Keygen(keygen::KeygenArgs),
     /// Orders: what a gateway is to run.
     #[command(subcommand)]
     Order(OrderCommand),
@@ -23,12 +28,20 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum OrderCommand {
+    /// Checks a desired state strictly and signs it.
+    Sign(sign::SignArgs),
     /// Publishes signed orders to their gateways.
     Publish(publish::PublishArgs),
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
-        Command::Order(OrderCommand::Publish(args)) => publish::run(args),
-    }
+    let result = match Cli::parse().command {
+        Command::Keygen(args) => keygen::run(&args),
+        Command::Order(OrderCommand::Sign(args)) => sign::run(&args),
+        Command::Order(OrderCommand::Publish(args)) => Ok(publish::run(args)),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("coracle-fleet: {error:#}");
+        ExitCode::FAILURE
+    })
 }

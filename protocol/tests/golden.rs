@@ -1,6 +1,8 @@
 //! Documents of every released form, read and written again without a change. The files stay for
 //! ever: a gateway in the field may send or hold any of them.
 
+#![allow(clippy::unwrap_used, reason = "tests end at the first surprise")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

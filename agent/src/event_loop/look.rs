@@ -115,7 +115,7 @@ impl<E: Execute> EventLoop<E> {
             Ok(_) if epoch != self.epoch => self.look(),
             Ok(seen) => {
                 let now = self.clock.now();
-                let version = format!("containerd {}", self.containerd_version);
+                let version = format!("version {}", self.containerd_version);
                 self.conditions.set(
                     "containerd",
                     ConditionStatus::True,

@@ -64,6 +64,12 @@ impl<E: Execute> EventLoop<E> {
                 self.unknown_fields = accepted.unknown_fields;
                 self.orders.current = accepted.desired;
                 self.envelope = Some(order.envelope);
+                let message = format!(
+                    "generation {} in force as it was stored: {}",
+                    order.generation,
+                    workloads(self.orders.current.workloads.len())
+                );
+                self.happened(now, "orders-restored", None, message);
             }
             Err(refusals) => {
                 // Without orders nothing is touched: what runs keeps running.
@@ -124,7 +130,7 @@ impl<E: Execute> EventLoop<E> {
 
     fn put_into_force(&mut self, stored: StoredOrder, order: Order) {
         let now = self.clock.now();
-        let workloads = order.desired.workloads.len();
+        let count = workloads(order.desired.workloads.len());
         self.in_force = InForce { generation: stored.generation, payload: Some(order.payload) };
         self.envelope = Some(stored.envelope);
         self.unknown_fields = order.unknown_fields;
@@ -132,7 +138,7 @@ impl<E: Execute> EventLoop<E> {
         self.history.ordered(&self.orders.current);
         self.call_off_pulls();
         self.no_refusal();
-        let message = format!("generation {} accepted: {workloads} workloads", stored.generation);
+        let message = format!("generation {} accepted: {count}", stored.generation);
         self.happened(now, "order-accepted", None, message);
     }
 
@@ -192,6 +198,14 @@ fn open(envelope: &[u8]) -> Result<(Accepted, Digest), Vec<Refusal>> {
     let document = serde_json::from_slice(&envelope.payload)
         .map_err(|error| vec![Refusal::whole(Code::MALFORMED, error.to_string())])?;
     Ok((parse(&document, Reading::Tolerant)?, payload))
+}
+
+/// How many workloads, for people.
+fn workloads(count: usize) -> String {
+    match count {
+        1 => "1 workload".into(),
+        _ => format!("{count} workloads"),
+    }
 }
 
 /// Refusals in one line, for people.

@@ -243,7 +243,7 @@ async fn what_ends_is_restarted_at_once_then_with_growing_pauses() {
     gateway.converged(1).await;
     for end in 1..5u32 {
         assert!(gateway.hands.runtime.end(&id("web"), 1));
-        let ended = tokio::time::Instant::now();
+        let ended = crate::clock::runtime_now();
         gateway
             .until("restarted", |status| {
                 let replica = &status.reported.workloads[0].replicas[0];

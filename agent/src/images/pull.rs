@@ -3,7 +3,7 @@
 //! Makes its own way through whatever an earlier try left behind; nothing that is there is fetched
 //! again. Everything is held by one lease until the image's record holds it.
 
-use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use coracle_core::image::{Digest, ImageRef};
 use tokio::sync::watch;
@@ -15,6 +15,7 @@ use super::registry::Registry;
 use super::resolve::Resolved;
 use super::unpack::{Layer, Unpacker};
 use super::{Images, Phase, Progress, random, records};
+use crate::clock::wall_now;
 
 /// One pull on its way; the steps are in `resolve`, `download` and `unpack`.
 pub(crate) struct Pull<'a> {
@@ -43,7 +44,7 @@ impl<'a> Pull<'a> {
         if let Some(digest) = self.present().await? {
             return Ok(digest);
         }
-        let now = SystemTime::now();
+        let now = UNIX_EPOCH + wall_now();
         let lease = Lease::acquire(containerd, self.image, &random(), now).await?;
         let content = Content::new(containerd.clone(), &lease.id);
         let resolved = self.resolve(&content).await?;

@@ -25,6 +25,7 @@ use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::LinkError;
+use crate::clock::runtime_now;
 
 /// From the first packet to the broker's answer, in all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -192,7 +193,7 @@ pub(super) fn connect(parameters: Parameters<'_>, topic: &str) -> (Sender, Conne
         topic: topic.into(),
         keep_alive,
         heard: None,
-        started: Instant::now(),
+        started: runtime_now(),
     };
     (Sender { client }, connection)
 }
@@ -221,7 +222,7 @@ impl Connection {
             };
             match event {
                 Event::Incoming(packet) => {
-                    self.heard = Some(Instant::now());
+                    self.heard = Some(runtime_now());
                     if let Some(incoming) = self.receive(packet)? {
                         return Ok(incoming);
                     }

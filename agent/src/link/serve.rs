@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 use super::error::LinkError;
 use super::mqtt::{Connection, Incoming, Limits, Sender};
 use super::{AckToken, Document, End, Link, LinkEvent};
+use crate::clock::runtime_now;
 
 /// For the last publish and the farewell together.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -89,7 +90,7 @@ impl Link {
                     self.publish_due(limits, service).await?;
                 }
                 let idle = matches!(service.stage, Stage::Serving(_)) && service.asked.is_none();
-                let due = service.asked.unwrap_or_else(Instant::now) + patience;
+                let due = service.asked.unwrap_or_else(runtime_now) + patience;
                 tokio::select! {
                     () = service.shutdown.as_mut() => return Err(Interrupt::Shutdown),
                     incoming = next.as_mut() => break incoming?,
@@ -116,10 +117,10 @@ impl Link {
                 let (host, port) = (&self.config.host, self.config.port);
                 info!(host, port, session_present, "connected to the broker");
                 self.outbox.connected(session_present);
-                service.connected = Some(Instant::now());
+                service.connected = Some(runtime_now());
                 service.stage = Stage::Subscribing(limits);
                 service.sender.subscribe(&self.topic(Kind::Desired))?;
-                service.asked = Some(Instant::now());
+                service.asked = Some(runtime_now());
                 self.emit(LinkEvent::Connected { session_present }, service).await
             }
             Incoming::Subscribed => {
@@ -183,7 +184,7 @@ impl Link {
         while let Some((document, value)) = self.outbox.take_next() {
             let topic = self.topic(document.kind());
             match service.sender.publish(&topic, &value, limits)? {
-                Ok(()) => service.asked = Some(Instant::now()),
+                Ok(()) => service.asked = Some(runtime_now()),
                 Err(too_large) => self.not_published(too_large.to_string(), service).await?,
             }
         }

@@ -106,6 +106,8 @@ fn judge(status: ExitStatus, said: &str) -> CheckOutcome {
     let signal = status.signal().map(Signal::try_from);
     match (status.code(), signal) {
         (Some(0), _) => CheckOutcome::Intact,
+        // The code for wrong usage: the program does not know the command.
+        (Some(2), _) => CheckOutcome::Unavailable(format!("the check was not understood: {said}")),
         (Some(code), _) if said.is_empty() => {
             CheckOutcome::Damaged(format!("its check ended with code {code}"))
         }

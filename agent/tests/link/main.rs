@@ -1,6 +1,7 @@
 //! The link against a real broker with mutual TLS, and against brokers that misbehave.
 
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "clippy.toml allows it inside #[test] functions only")]
+#![allow(clippy::disallowed_methods, reason = "tests measure real time")]
 
 mod bed;
 mod documents;

@@ -152,6 +152,10 @@ fn a_check_that_hangs_counts_as_damage_and_one_that_cannot_be_done_does_not() {
     killed.args(["-c", "kill -9 $$"]);
     let outcome = check_with(killed, Duration::from_secs(9));
     assert!(matches!(outcome, CheckOutcome::Unavailable(_)), "{outcome:?}");
+    let mut not_understood = std::process::Command::new("sh");
+    not_understood.args(["-c", "exit 2"]);
+    let outcome = check_with(not_understood, Duration::from_secs(9));
+    assert!(matches!(outcome, CheckOutcome::Unavailable(_)), "{outcome:?}");
     let mut died = std::process::Command::new("sh");
     died.args(["-c", "kill -BUS $$"]);
     let outcome = check_with(died, Duration::from_secs(9));

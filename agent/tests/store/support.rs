@@ -55,6 +55,7 @@ pub(crate) fn open_with(dir: &Path, factory: Option<&Path>) -> (Store, Loaded) {
 }
 
 /// Waits until `state` is reached, for at most 10 seconds.
+#[allow(clippy::disallowed_methods, reason = "polls a state that nothing announces")]
 pub(crate) fn until(what: &str, mut state: impl FnMut() -> bool) {
     for _ in 0..1000 {
         if state() {

@@ -54,8 +54,8 @@ impl Story {
     pub(crate) fn tell(&mut self, screen: &mut Screen) -> Result<()> {
         let begun = Instant::now();
         screen.line(&format!(
-            "Coracle: one gateway on this machine, with all that it needs, in\n\
-             {} and {}.\nNothing else is touched. Ctrl-C, at any moment, removes all of it.",
+            "Coracle: one gateway on this machine with all that it needs, private, in\n  {}\n  {}\n\
+             Ctrl-C, at any moment, removes all of it.",
             self.place.run().display(),
             self.place.data().display(),
         ));
@@ -118,7 +118,7 @@ impl Story {
             let pki = Pki::new(&place.run().join("pki"))?;
             let broker = Broker::start(&place, &pki)?;
             let told = format!(
-                "broker mosquitto, localhost:{}, mutual TLS, each gateway held to its own topics",
+                "broker mosquitto at localhost:{}: mutual TLS, each gateway\nheld to its own topics",
                 broker.port()
             );
             Ok(((pki, broker), told))
@@ -126,7 +126,7 @@ impl Story {
         self.go_on()?;
         let registry = screen.step("starting the registry", |_| {
             let registry = Registry::start(&place)?;
-            let told = format!("registry, {}", registry.address());
+            let told = format!("registry at {}", registry.address());
             Ok((registry, told))
         })?;
         self.go_on()?;
@@ -195,21 +195,23 @@ impl Story {
         let ours = self.args.image.is_none();
         let limit = if ours { PATIENCE } else { Duration::from_secs(self.args.patience) };
         let begun = Instant::now();
+        let page = self.page.clone();
         let gateway = self.gateway()?;
         let digest = screen.step("pulling the image", |screen| {
             let (digest, bytes) = pull(gateway, screen, limit)?;
             screen.progress_done(bytes);
-            let size = if bytes > 0 { format!("{} by ", size(bytes)) } else { String::new() };
-            Ok((digest.clone(), format!("image pulled, {size}{}", short(&digest))))
+            let size = if bytes > 0 { format!("{}, ", size(bytes)) } else { String::new() };
+            Ok((digest.clone(), format!("image pulled: {size}{}", short(&digest))))
         })?;
         let left = limit.saturating_sub(begun.elapsed());
         let pid = screen.step("starting the workload", |_| {
             let pid = running(gateway, left)?;
-            Ok((pid, format!("workload {WORKLOAD} runs, pid {pid}")))
+            let at = page.map(|page| format!(", {page}")).unwrap_or_default();
+            Ok((pid, format!("workload {WORKLOAD} runs, pid {pid}{at}")))
         })?;
         ensure!(is_alive(pid), "process {pid} is not there");
         ensure!(!digest.is_empty(), "the image has no digest");
-        self.fetch(screen, "its page")
+        self.fetch(screen, "its page says")
     }
 
     fn fetch(&mut self, screen: &mut Screen, what: &str) -> Result<()> {
@@ -225,7 +227,7 @@ impl Story {
                 let response = http::get(&page).ok().filter(|response| response.status == 200)?;
                 Some(response.text().lines().next().unwrap_or_default().to_owned())
             })?;
-            Ok(((), format!("{what}, {page} says: {first}")))
+            Ok(((), format!("{what}: {first}")))
         })
     }
 
@@ -240,7 +242,7 @@ impl Story {
         let new = screen.step("killing the workload's process", |_| {
             kill(Pid::from_raw(pid), Signal::SIGKILL).context("cannot kill it")?;
             let new = gateway.wait_replaced(WORKLOAD, pid)?;
-            Ok((new, format!("process {pid} killed; restarted offline as pid {new}")))
+            Ok((new, format!("process {pid} killed; in its place runs pid {new}, started offline")))
         })?;
         self.go_on()?;
         let gateway = self.gateway()?;
@@ -258,7 +260,7 @@ impl Story {
                 ),
             ))
         })?;
-        self.fetch(screen, "the page is still there,")?;
+        self.fetch(screen, "its page still says")?;
         let gateway = self.gateway()?;
         screen.step("starting the broker", |_| {
             gateway.broker.start_again()?;
@@ -311,7 +313,7 @@ fn build_image(registry: &Registry) -> Result<(String, String)> {
     let layers: Vec<String> =
         image.layers.iter().map(|layer| size(layer.bytes.len() as u64)).collect();
     let told = format!(
-        "image built from this machine's lighttpd package and pushed: {} layers, {}",
+        "image built from the installed lighttpd and pushed:\n{} layers, {}",
         layers.len(),
         layers.join(" + ")
     );
