@@ -203,14 +203,16 @@ fn without_a_group_only_root_gets_in() {
 #[test]
 fn readers_cannot_take_all_places() {
     let agent = FakeAgent::with_group(Some("daemon"));
-    let mut followers: Vec<_> = (0..MAX_READERS)
-        .map(|_| {
-            let follow = ["events", "--follow"];
-            let mut command = agent.coracle_as(NOBODY, DAEMON, &follow);
-            Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-        })
-        .collect();
+    let start = || {
+        let mut command = agent.coracle_as(NOBODY, DAEMON, &["events", "--follow"]);
+        Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    };
+    let mut followers: Vec<_> = (0..MAX_READERS).map(|_| start()).collect();
     wait_for("a reader to be turned away", || {
+        // One that was itself turned away at first.
+        for ended in followers.iter_mut().filter_map(|f| f.0.try_wait().unwrap().map(|_| f)) {
+            *ended = start();
+        }
         let reader = agent.coracle_as(NOBODY, DAEMON, &["status"]).output().unwrap();
         let message = String::from_utf8(reader.stderr).unwrap();
         reader.status.code() == Some(3) && message.contains("too many connections")

@@ -131,7 +131,10 @@ impl FakeAgent {
         assert!(nix::unistd::geteuid().is_root(), "this test must run as root");
         let program = self.dir.path().join("coracle");
         if !program.exists() {
-            std::fs::copy(env!("CARGO_BIN_EXE_coracle"), &program).unwrap();
+            // Not by ourselves: a child that another test starts meanwhile would hold the copy open
+            // for writing, and it could not be run.
+            let from = env!("CARGO_BIN_EXE_coracle");
+            assert!(Command::new("cp").arg(from).arg(&program).status().unwrap().success());
             open_to_all(&program, 0o755);
         }
         let mut command = Command::new(program);
