@@ -8,10 +8,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api_support::{Answer, FakeAgent, SOON, open_to_all, refusal, wait_for};
+use api_support::{Answer, FakeAgent, Running, SOON, open_to_all, refusal, wait_for};
 use coracle::api::{self, ApiError, MAX_CONNECTIONS, MAX_READERS};
 use coracle::clock::monotonic_now;
 use coracle::config::ApiConfig;
@@ -202,14 +203,16 @@ fn without_a_group_only_root_gets_in() {
 #[test]
 fn readers_cannot_take_all_places() {
     let agent = FakeAgent::with_group(Some("daemon"));
-    let mut followers: Vec<_> = (0..MAX_READERS)
-        .map(|_| {
-            let follow = ["events", "--follow"];
-            let mut command = agent.coracle_as(NOBODY, DAEMON, &follow);
-            Follower(command.stdout(std::process::Stdio::null()).spawn().unwrap())
-        })
-        .collect();
+    let start = || {
+        let mut command = agent.coracle_as(NOBODY, DAEMON, &["events", "--follow"]);
+        Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    };
+    let mut followers: Vec<_> = (0..MAX_READERS).map(|_| start()).collect();
     wait_for("a reader to be turned away", || {
+        // One that was itself turned away at first.
+        for ended in followers.iter_mut().filter_map(|f| f.0.try_wait().unwrap().map(|_| f)) {
+            *ended = start();
+        }
         let reader = agent.coracle_as(NOBODY, DAEMON, &["status"]).output().unwrap();
         let message = String::from_utf8(reader.stderr).unwrap();
         reader.status.code() == Some(3) && message.contains("too many connections")
@@ -217,17 +220,8 @@ fn readers_cannot_take_all_places() {
     assert_eq!(agent.ask("GET", "/v1/status", b"").status, 200);
     followers.clear();
     wait_for("readers to get in again", || {
-        agent.coracle_as(NOBODY, DAEMON, &["status"]).status().unwrap().success()
+        agent.coracle_as(NOBODY, DAEMON, &["status"]).output().unwrap().status.success()
     });
-}
-
-struct Follower(std::process::Child);
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
 }
 
 fn signed_order() -> Vec<u8> {

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
-use api_support::{FakeAgent, coracle, refusal};
+use api_support::{FakeAgent, Running, coracle, refusal};
 use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Envelope, Signature};
 use coracle_protocol::reported::Phase;
 use serde_json::Value;
@@ -99,6 +99,13 @@ fn validate_needs_no_agent_and_tells_every_refusal() {
     assert_eq!((code, &verdict["valid"]), (1, &Value::Bool(false)));
     assert_eq!(verdict["refusals"].as_array().unwrap().len(), 2);
     assert_eq!(run(&mut coracle(&["validate", "/no/such/file"])).0, 2);
+    let yaml = "schema: 1\ngateway: 3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11\n\
+        generation: 7 # and a comment\nworkloads: []\n";
+    let good = file(&agent, yaml.as_bytes());
+    assert_eq!(run(&mut coracle(&["validate", &good])).0, 0);
+    let twice = file(&agent, format!("{yaml}generation: 8\n").as_bytes());
+    let (code, output, _) = run(&mut coracle(&["validate", &twice]));
+    assert!(code == 1 && output.contains("occurs twice"), "{output}");
 }
 
 #[test]
@@ -149,7 +156,7 @@ fn apply_tells_what_became_of_the_order() {
     assert_eq!(code, 1);
     assert_eq!(
         output,
-        "generation 7: refused; the order before stays in force\n  \
+        "generation 7: refused, nothing was changed\n  \
          /generation: generation 8 is in force already [old-generation]\n"
     );
     let (code, output, _) = run(&mut agent.coracle(&["apply", "--json", &order]));
@@ -170,14 +177,14 @@ fn apply_waits_until_everything_is_as_ordered() {
     let late = run(&mut agent.coracle(&["apply", "--wait", "1", &order]));
     assert_eq!((late.0, late.2.contains("not everything is as ordered")), (1, true), "{late:?}");
     let mut waiting = agent.coracle(&["apply", "--wait", "60", &order]);
-    let mut waiting = waiting.stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(waiting.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut waiting = Running(waiting.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(waiting.0.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert_eq!(lines.next().unwrap(), "generation 7: accepted");
     assert!(lines.next().unwrap().ends_with("progressing"));
     agent.set_phase(Phase::Converged);
     agent.happen(None, "converged");
     assert!(lines.next().unwrap().ends_with("everything is as ordered"));
-    assert!(waiting.wait().unwrap().success());
+    assert!(waiting.0.wait().unwrap().success());
 }
 
 #[test]
@@ -188,12 +195,12 @@ fn events_are_told_and_followed() {
     assert!(error.starts_with("no events since the agent started at "), "{error}");
     agent.happen(Some("web.0"), "started, pid 4711");
     let (_, output, _) = run(&mut agent.coracle(&["events"]));
-    assert_eq!(output, "2026-03-01T12:00:00Z  web.0         started, pid 4711\n");
+    assert_eq!(output, "2026-03-01T12:00:00Z  web.0: started, pid 4711\n");
     let (_, output, _) = run(&mut agent.coracle(&["events", "--json"]));
     assert_eq!(serde_json::from_str::<Value>(&output).unwrap()["sequence"], 1);
     let mut follow = agent.coracle(&["events", "--follow"]);
-    let mut follow = follow.stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut follow = Running(follow.stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(follow.0.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.next().unwrap().ends_with("pid 4711"));
     agent.happen(None, "an order was refused");
     assert!(lines.next().unwrap().ends_with("an order was refused"));
@@ -202,8 +209,6 @@ fn events_are_told_and_followed() {
     let agent = FakeAgent::at(dir, None);
     agent.happen(None, "started anew");
     assert!(lines.next().unwrap().ends_with("started anew"));
-    follow.kill().unwrap();
-    follow.wait().unwrap();
 }
 
 #[test]

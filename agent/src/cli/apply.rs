@@ -80,7 +80,7 @@ fn render(applied: &Applied, style: &Style) -> String {
     if applied.accepted {
         return format!("{order}: accepted\n");
     }
-    let mut text = format!("{order}: refused; the order before stays in force\n");
+    let mut text = format!("{order}: refused, nothing was changed\n");
     for refusal in &applied.refusals {
         text.push_str(&format!("  {}\n", place(refusal, style)));
     }
@@ -173,7 +173,7 @@ mod tests {
         check(
             Applied { accepted: false, generation: None, refusals, ..base },
             expect![[r#"
-            order: refused; the order before stays in force
+            order: refused, nothing was changed
               /generation: generation 7 is in force already [old-generation]
               the order carries no signature [unsigned]
         "#]],

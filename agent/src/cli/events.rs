@@ -8,7 +8,7 @@ use coracle_protocol::Timestamp;
 use super::client::Client;
 use super::failure::Failure;
 use super::style::{Style, Tone};
-use super::text::{add_wrapped, clean};
+use super::text::add_wrapped;
 use super::{Outcome, output};
 use crate::status::{EventsPage, Happening};
 
@@ -16,8 +16,6 @@ use crate::status::{EventsPage, Happening};
 const WAIT: u64 = 50;
 /// Between two tries to reach an agent that went away.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Room for the replica's name; longer ones shift their line.
-const REPLICA_WIDTH: usize = 12;
 
 /// Arguments of `coracle events`.
 #[derive(Debug, clap::Args)]
@@ -135,19 +133,13 @@ fn render(page: &EventsPage, style: &Style) -> String {
 
 fn add_event(text: &mut String, event: &Happening, style: &Style) {
     let at = event.at.to_string();
-    let replica = clean(event.replica.as_deref().unwrap_or("-"), style);
-    let indent = at.len() + 2 + REPLICA_WIDTH + 2;
     text.push_str(&style.paint(Tone::Quiet, &at));
     text.push_str("  ");
-    text.push_str(&replica);
-    let used = replica.chars().count();
-    if used > REPLICA_WIDTH {
-        text.push('\n');
-        text.extend(std::iter::repeat_n(' ', indent));
-    } else {
-        text.extend(std::iter::repeat_n(' ', REPLICA_WIDTH - used + 2));
-    }
-    add_wrapped(text, &event.message, indent, style);
+    let message = match &event.replica {
+        Some(replica) => format!("{replica}: {}", event.message),
+        None => event.message.clone(),
+    };
+    add_wrapped(text, &message, at.len() + 2, style);
 }
 
 #[cfg(test)]
@@ -190,11 +182,10 @@ mod tests {
         ];
         expect![[r#"
             -- 2 older events were dropped --
-            2026-03-01T12:00:03Z  -             generation 7 accepted: 3 workloads
-            2026-03-01T12:00:04Z  web.0         started, pid 4711
-            2026-03-01T12:00:05Z  a-rather-long-workload.11
-                                                ended with exit code 1; next try in 12 s,
-                                                because it ended 5 times in a row
+            2026-03-01T12:00:03Z  generation 7 accepted: 3 workloads
+            2026-03-01T12:00:04Z  web.0: started, pid 4711
+            2026-03-01T12:00:05Z  a-rather-long-workload.11: ended with exit code 1; next
+                                  try in 12 s, because it ended 5 times in a row
         "#]]
         .assert_eq(&render(&page(events, 2), &style));
     }

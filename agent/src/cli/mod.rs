@@ -46,8 +46,8 @@ macro_rules! examples {
 #[command(name = "coracle", version, max_term_width = 100, after_help = examples!(
     "coracle status                what was ordered, what runs, what does not and why",
     "coracle events --follow       watch what happens",
-    "coracle validate orders.yaml  check an order before it is signed",
-    "coracle apply orders.signed   put a signed order into force"
+    "coracle validate web.yaml     check an order before it is signed",
+    "coracle apply web.order.json  put a signed order into force"
 ))]
 pub struct Cli {
     /// Socket of the agent's local API
@@ -84,15 +84,15 @@ pub enum Command {
 pub enum ClientCommand {
     /// Check an order, signed or not, without the agent: prints every reason against it
     #[command(after_help = examples!(
-        "coracle validate orders.yaml",
+        "coracle validate web.yaml",
         "make-orders | coracle validate -",
-        "coracle validate --json orders.yaml | jq '.refusals[].path'"
+        "coracle validate --json web.yaml | jq '.refusals[].path'"
     ))]
     Validate(validate::Args),
     /// Give the agent a signed order
     #[command(after_help = examples!(
-        "coracle apply orders.signed",
-        "coracle apply --wait 120 /media/usb/orders.signed"
+        "coracle apply web.order.json",
+        "coracle apply --wait 120 /media/usb/web.order.json"
     ))]
     Apply(apply::Args),
     /// Tell what was ordered, what runs, what does not and why, and when the next try is

@@ -13,7 +13,7 @@ use coracle_protocol::reported::{
 use super::client::Client;
 use super::failure::Failure;
 use super::style::{Style, Tone};
-use super::text::{Cell, add_paragraph, add_table, add_wrapped, clean, count, span};
+use super::text::{Cell, add_paragraph, add_table, add_wrapped, clean, count, glue, span};
 use super::validate::place;
 use super::{Outcome, output};
 use crate::status::{LinkStatus, Status};
@@ -199,10 +199,10 @@ fn add_condition(page: &mut String, condition: &Condition, now: Timestamp, style
             let own_name = format!("{} ", condition.name);
             format!("{reason} ({})", message.strip_prefix(&own_name).unwrap_or(message))
         }
-        ConditionStatus::False => {
-            let since = span(now.unix().saturating_sub(condition.since.unix()));
-            format!("NOT GOOD for {since}: {message}")
-        }
+        ConditionStatus::False => match now.unix().saturating_sub(condition.since.unix()) {
+            0 => format!("NOT GOOD: {message}"),
+            seconds => format!("NOT GOOD for {}: {message}", glue(&span(seconds))),
+        },
         ConditionStatus::Unknown => format!("unknown: {message}"),
     };
     add_wrapped(page, &line, INDENT, style);
@@ -233,18 +233,45 @@ fn add_replicas(page: &mut String, status: &Status, now: Timestamp, style: &Styl
     } else {
         [well, ill].concat()
     };
-    let rows: Vec<_> = listed
-        .iter()
-        .map(|(workload, replica)| {
-            let cells = vec![
-                Cell::new(replicas::name(workload, replica, style)),
-                Cell::toned(tone(replica.state), word(replica.state)),
-            ];
-            (cells, replicas::details(workload, replica, &status.pulls, now))
-        })
-        .collect();
+    let mut rows: Vec<Row<'_>> = Vec::new();
+    for (workload, replica) in listed {
+        let details = replicas::details(workload, replica, &status.pulls, now);
+        match rows.last_mut() {
+            Some(row) if row.goes_on_with(workload, replica, &details) => row.last = replica.index,
+            _ => rows.push(Row { workload, first: replica, last: replica.index, details }),
+        }
+    }
+    let rows: Vec<_> = rows.into_iter().map(|row| row.cells(style)).collect();
     if !rows.is_empty() {
         add_table(page, &["WORKLOAD", "STATE", "DETAILS"], &rows, style);
+    }
+}
+
+/// Replicas of one workload of which the same can be said.
+struct Row<'a> {
+    workload: &'a WorkloadReport,
+    first: &'a ReplicaReport,
+    /// Index of the last one.
+    last: u32,
+    details: String,
+}
+
+impl Row<'_> {
+    fn goes_on_with(&self, of: &WorkloadReport, next: &ReplicaReport, details: &str) -> bool {
+        self.workload.name == of.name
+            && self.first.state == next.state
+            && self.last.checked_add(1) == Some(next.index)
+            && self.details == details
+    }
+
+    /// `web.0-3`, the state, and the details.
+    fn cells(self, style: &Style) -> (Vec<Cell>, String) {
+        let mut name = replicas::name(self.workload, self.first, style);
+        if self.last > self.first.index {
+            name.push_str(&format!("-{}", self.last));
+        }
+        let state = self.first.state;
+        (vec![Cell::new(name), Cell::toned(tone(state), word(state))], self.details)
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -131,7 +131,10 @@ impl FakeAgent {
         assert!(nix::unistd::geteuid().is_root(), "this test must run as root");
         let program = self.dir.path().join("coracle");
         if !program.exists() {
-            std::fs::copy(env!("CARGO_BIN_EXE_coracle"), &program).unwrap();
+            // Not by ourselves: a child that another test starts meanwhile would hold the copy open
+            // for writing, and it could not be run.
+            let from = env!("CARGO_BIN_EXE_coracle");
+            assert!(Command::new("cp").arg(from).arg(&program).status().unwrap().success());
             open_to_all(&program, 0o755);
         }
         let mut command = Command::new(program);
@@ -209,6 +212,18 @@ fn answer(call: Call, facts: &mut Facts) {
             let generation = Some(7);
             drop(answer.send(Applied { generation, accepted, unchanged: false, refusals }));
         }
+    }
+}
+
+/// A program that ends with the test.
+#[derive(Debug)]
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
 }
 

@@ -261,6 +261,31 @@ fn a_refused_order_gives_every_reason() {
 }
 
 #[test]
+fn replicas_of_which_the_same_can_be_said_share_a_line() {
+    let waiting = |index, seconds| ReplicaReport {
+        index,
+        reason: Some("ended with exit code 1".into()),
+        next_try: Some(at(seconds)),
+        ..replica(ReplicaState::BackOff)
+    };
+    let replicas = vec![waiting(0, 9), waiting(1, 9), waiting(2, 9), waiting(3, 5), waiting(5, 5)];
+    check(
+        &ordered(Phase::Degraded, vec![workload("web", replicas)]),
+        expect![[r#"
+        Gateway     3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11, agent 0.1.0
+        Orders      generation 7 in force, 1 workload: degraded
+        Link        connected to broker.example:8883
+        containerd  reachable (1.6.20)
+
+        WORKLOAD  STATE     DETAILS
+        web.0-2   back-off  ended with exit code 1; next try in 9 s
+        web.3     back-off  ended with exit code 1; next try in 5 s
+        web.5     back-off  ended with exit code 1; next try in 5 s
+    "#]],
+    );
+}
+
+#[test]
 fn without_containerd_nothing_can_start() {
     let waiting = ReplicaReport {
         reason: Some("containerd cannot be reached".into()),
