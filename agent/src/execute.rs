@@ -14,6 +14,9 @@ use tokio::sync::watch;
 use crate::images::{ImageError, Images, Progress};
 use crate::runtime::{Runtime, RuntimeError};
 
+/// Longest message of a failure, in characters.
+const MAX_MESSAGE: usize = 300;
+
 /// Everything that there is.
 #[derive(Debug)]
 pub struct Seen {
@@ -128,17 +131,23 @@ impl<R: Runtime> Execute for Executor<R> {
     }
 }
 
+impl Failure {
+    fn new(error: &dyn Error, retry: Retry, unreachable: bool) -> Self {
+        // What gRPC says of a connection that could not be made is for nobody.
+        let message = if unreachable { error.to_string() } else { chain(error) };
+        Self { message: message.chars().take(MAX_MESSAGE).collect(), retry, unreachable }
+    }
+}
+
 impl From<RuntimeError> for Failure {
     fn from(error: RuntimeError) -> Self {
-        let (retry, unreachable) = (error.retry(), error.is_unreachable());
-        Self { message: chain(&error), retry, unreachable }
+        Self::new(&error, error.retry(), error.is_unreachable())
     }
 }
 
 impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Self {
-        let (retry, unreachable) = (error.retry(), error.containerd_unreachable());
-        Self { message: chain(&error), retry, unreachable }
+        Self::new(&error, error.retry(), error.containerd_unreachable())
     }
 }
 

@@ -119,8 +119,13 @@ impl<E: Execute> EventLoop<E> {
             }
             Err(failure) if failure.unreachable => self.on_unreachable(&failure.message),
             Err(failure) => {
-                let message = format!("image {image} could not be fetched: {}", failure.message);
-                self.happened(now, "pull-failed", None, message);
+                let before = self.history.image(&image).map(|tries| tries.error.as_str());
+                // Tried for ever; told once.
+                if before != Some(failure.message.as_str()) {
+                    let message =
+                        format!("image {image} could not be fetched: {}", failure.message);
+                    self.happened(now, "pull-failed", None, message);
+                }
                 self.history.pull_failed(&image, &failure.message, failure.retry, now);
             }
         }
@@ -143,8 +148,11 @@ impl<E: Execute> EventLoop<E> {
             }
             Err(failure) if failure.unreachable => self.on_unreachable(&failure.message),
             Err(failure) => {
-                let message = format!("could not be started: {}", failure.message);
-                self.happened(now, "start-failed", Some(&replica), message);
+                let known = self.history.replica(&replica, &definition);
+                if known.and_then(|known| known.start_error.as_ref()) != Some(&failure.message) {
+                    let message = format!("could not be started: {}", failure.message);
+                    self.happened(now, "start-failed", Some(&replica), message);
+                }
                 let retry = failure.retry;
                 self.history.start_failed(&replica, &definition, &failure.message, retry, now);
                 self.look_anew();
