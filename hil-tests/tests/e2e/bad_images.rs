@@ -101,11 +101,7 @@ fn a_registry_that_hangs_holds_up_nothing_but_its_own_image() {
         })
         .unwrap();
     // While it hangs, the next order is carried out.
-    order(
-        &mut gateway,
-        2,
-        vec![hangs, orders::workload("one", &good), orders::workload("two", &good)],
-    );
+    order(&gateway, 2, vec![hangs, orders::workload("one", &good), orders::workload("two", &good)]);
     gateway.wait("the next order", SOON, |status| status.pid("two")).unwrap();
     let reason = gateway
         .wait("the reason", Duration::from_secs(100), |status| failing(status, "hangs"))

@@ -78,17 +78,18 @@ impl Screen {
     /// A download: a bar on a terminal, a line now and then elsewhere.
     pub(crate) fn progress(&mut self, phase: &str, done: u64, total: Option<u64>) {
         let total = total.unwrap_or(0);
-        let amount = match total {
-            0 => size(done),
-            total => format!("{} of {}", size(done), size(total)),
+        let amount = match (done, total) {
+            (0, 0) => String::new(),
+            (done, 0) => format!(", {}", size(done)),
+            (done, total) => format!(", {} of {}", size(done), size(total)),
         };
         if self.terminal {
             let filled = (done.min(total) * BAR).checked_div(total).unwrap_or(0);
             let bar = "#".repeat(filled as usize) + &".".repeat((BAR - filled) as usize);
-            self.write(&format!("\r\x1b[K          [{bar}] {phase}, {amount}"));
-        } else if self.last_plain.is_none_or(|last| last.elapsed() > PLAIN_PERIOD) {
+            self.write(&format!("\r\x1b[K          [{bar}] {phase}{amount}"));
+        } else if self.last_plain.get_or_insert_with(Instant::now).elapsed() > PLAIN_PERIOD {
             self.last_plain = Some(Instant::now());
-            self.line(&format!("          {phase}, {amount}"));
+            self.line(&format!("          {phase}{amount}"));
         }
     }
 

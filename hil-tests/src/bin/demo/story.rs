@@ -108,9 +108,7 @@ impl Story {
             let containerd = Containerd::start(&place, Version::System)?;
             let version = containerd.version()?;
             let version = version.split_whitespace().nth(2).unwrap_or("?").to_owned();
-            let told = format!(
-                "containerd {version}, a private one with root, state and socket of its own"
-            );
+            let told = format!("containerd {version}, private: root, state and socket of its own");
             Ok((containerd, told))
         })?;
         self.go_on()?;
@@ -240,9 +238,14 @@ impl Story {
         })?;
         let pid = running(gateway, PATIENCE)?;
         let new = screen.step("killing the workload's process", |_| {
+            let killed = Instant::now();
             kill(Pid::from_raw(pid), Signal::SIGKILL).context("cannot kill it")?;
             let new = gateway.wait_replaced(WORKLOAD, pid)?;
-            Ok((new, format!("process {pid} killed; in its place runs pid {new}, started offline")))
+            let later = killed.elapsed().as_secs_f64();
+            let told = format!(
+                "process {pid} killed; {later:.2} s later pid {new} runs in its place, offline"
+            );
+            Ok((new, told))
         })?;
         self.go_on()?;
         let gateway = self.gateway()?;
@@ -280,12 +283,11 @@ impl Story {
         let bins = bin("coracle")?;
         let bins = bins.parent().unwrap_or(Path::new("."));
         screen.heading("Look around, in another terminal");
-        let socket = gateway.socket();
         screen.line(&format!("  export PATH={}:$PATH", bins.display()));
         screen.line(&format!("  cd {}", run.display()));
-        let coracle = format!("coracle --socket {}", socket.display());
+        let socket = here(&gateway.socket().display().to_string());
         for command in ["status", "ps", "events --follow"] {
-            screen.line(&format!("  {coracle} {command}"));
+            screen.line(&format!("  coracle --socket {socket} {command}"));
         }
         if let Some(page) = page {
             screen.line(&format!("  curl {page}"));
@@ -363,7 +365,7 @@ impl Patience {
         }
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         if since.elapsed() > BACK_OFF_LIMIT {
-            bail!("it fails: {}", replica.reason.as_deref().unwrap_or("no reason given"));
+            bail!("{WORKLOAD}: {}", replica.reason.as_deref().unwrap_or("it fails"));
         }
         Ok(())
     }
