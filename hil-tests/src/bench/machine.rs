@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use coracle_testbed::process::run;
 use coracle_testbed::{Containerd, bin, installed};
 use serde_json::{Value, json};
@@ -75,27 +75,24 @@ pub(super) struct Size {
     pub(super) bytes: u64,
 }
 
-/// Sizes of the binaries under test, and of those in the `dist` profile beside them.
+/// Sizes of the binaries under test, of the profile that their directory is named after; an
+/// error if `dist` is wanted and they are another's.
 pub(super) fn sizes(dist: bool) -> Result<Vec<Size>> {
-    let mut sizes = Vec::new();
-    for name in ["coracle", "coracle-fleet"] {
-        let tested = bin(name)?;
-        let dir = tested.parent().context("a binary without a directory")?;
-        sizes.push(size(name, dir)?);
-        if dist {
-            sizes.push(size(name, &dir.with_file_name("dist"))?);
-        }
-    }
-    Ok(sizes)
-}
-
-fn size(name: &'static str, dir: &Path) -> Result<Size> {
-    let path = dir.join(name);
-    let bytes = std::fs::metadata(&path)
-        .with_context(|| format!("no {}: build it first", path.display()))?
-        .len();
-    let profile = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(Size { name, profile, bytes })
+    ["coracle", "coracle-fleet"]
+        .map(|name| {
+            let path = bin(name)?;
+            let bytes = std::fs::metadata(&path)?.len();
+            let profile = path.parent().and_then(Path::file_name).unwrap_or_default();
+            let profile = profile.to_string_lossy().into_owned();
+            ensure!(
+                !dist || profile == "dist",
+                "{} is not of the dist profile: run scripts/bench --dist",
+                path.display()
+            );
+            Ok(Size { name, profile, bytes })
+        })
+        .into_iter()
+        .collect()
 }
 
 fn word(path: &str) -> Result<String> {

@@ -44,6 +44,6 @@ pub struct Options {
     pub repetitions: u32,
     /// How long the agent is watched doing nothing.
     pub idle: Duration,
-    /// Whether binaries of the `dist` profile were built and count.
+    /// Whether the binaries under test must be of the `dist` profile, else of any.
     pub dist: bool,
 }

@@ -133,7 +133,8 @@ impl Report {
             "< 8"
         )?;
         type Column = fn(&Idle) -> String;
-        let columns: [(&str, Column); 9] = [
+        let columns: [(&str, Column); 10] = [
+            ("  of it dirty (not program text), MB", |idle| mb(idle.memory.dirty * 1024)),
             ("proportional set size, MB", |idle| mb(idle.memory.pss * 1024)),
             ("resident set size, MB", |idle| mb(idle.memory.rss * 1024)),
             ("largest resident set size so far, MB", |idle| mb(idle.memory.peak_rss * 1024)),

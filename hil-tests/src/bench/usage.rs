@@ -11,6 +11,8 @@ use super::Result;
 pub(super) struct Memory {
     /// `Private_Clean` and `Private_Dirty` of `smaps_rollup`: gone if the process ended.
     pub(super) private: u64,
+    /// `Private_Dirty` alone: what the kernel cannot drop and read again, as it can program text.
+    pub(super) dirty: u64,
     /// Proportional set size: shared pages divided among those who share them.
     pub(super) pss: u64,
     /// Resident set size.
@@ -26,8 +28,10 @@ impl Memory {
     pub(super) fn read(pid: i32) -> Result<Self> {
         let rollup = read(pid, "smaps_rollup")?;
         let status = read(pid, "status")?;
+        let dirty = field(&rollup, "Private_Dirty")?;
         Ok(Self {
-            private: field(&rollup, "Private_Clean")? + field(&rollup, "Private_Dirty")?,
+            private: field(&rollup, "Private_Clean")? + dirty,
+            dirty,
             pss: field(&rollup, "Pss")?,
             rss: field(&rollup, "Rss")?,
             peak_rss: field(&status, "VmHWM")?,
@@ -100,6 +104,7 @@ impl Idle {
         let (memory, counters) = (self.memory, self.counters);
         json!({
             "private_kib": memory.private,
+            "private_dirty_kib": memory.dirty,
             "pss_kib": memory.pss,
             "rss_kib": memory.rss,
             "peak_rss_kib": memory.peak_rss,

@@ -20,7 +20,7 @@ struct Arguments {
     /// How many seconds the idle agent is watched
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     idle: u64,
-    /// Builds the `dist` profile too and tells its sizes; what is measured stays `release`
+    /// Builds and measures what is flashed, the `dist` profile, in place of `release`
     #[arg(long)]
     dist: bool,
     /// Prints JSON, with every sample
