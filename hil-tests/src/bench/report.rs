@@ -149,7 +149,7 @@ impl Report {
             writeln!(f, "{name:<38}  {:>15}  {:>15}", column(agent), column(daemon))?;
         }
         let link = self.idle.link;
-        let link = link.map_or("not measured".into(), |(sent, got)| format!("{sent} {got}"));
+        let link = link.map_or("not measured".into(), |(sent, got)| format!("{sent}, {got}"));
         writeln!(f, "{:<38}  {link:>15}", "to and from the broker, bytes")
     }
 }

@@ -11,14 +11,14 @@ use coracle_hil::bench::{HOW, Interrupted, Options, measure};
 ///
 /// Needs root. Starts its own containerd, broker, registry and agent and ends them again.
 #[derive(Debug, Parser)]
-#[command(name = "scripts/bench", after_help = HOW)]
+#[command(name = "coracle-bench", bin_name = "scripts/bench", after_help = HOW)]
 #[command(after_long_help = format!("{HOW}\n\n{EXIT}"))]
 struct Arguments {
     /// How often 10 containers are started, and an order that changes nothing applied
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
     repetitions: u32,
     /// How many seconds the idle agent is watched
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     idle: u64,
     /// Builds and measures what is flashed, the `dist` profile, in place of `release`
     #[arg(long)]
