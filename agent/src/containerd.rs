@@ -18,6 +18,9 @@ use crate::config::ContainerdConfig;
 /// Longest time for a call that containerd answers from memory or by one small action.
 const SHORT: Duration = Duration::from_secs(60);
 
+/// Longest error that containerd may answer with, in bytes.
+const MAX_ERROR_BYTES: u32 = 256 * 1024;
+
 /// The connection to containerd. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Containerd {
@@ -64,7 +67,8 @@ impl Containerd {
             .map_err(|_| InvalidContainerd::Namespace(config.namespace.clone()))?;
         let endpoint = Endpoint::from_shared(format!("unix://{}", config.address.display()))
             .map_err(|_| InvalidContainerd::Address(config.address.clone()))?;
-        let channel = endpoint.connect_lazy();
+        // containerd's errors come in a header, with all that runc had to say.
+        let channel = endpoint.http2_max_header_list_size(MAX_ERROR_BYTES).connect_lazy();
         Ok(Self {
             channel,
             namespace,
@@ -129,12 +133,32 @@ impl Containerd {
     }
 }
 
-/// Whether a call failed because containerd is not there, does not answer or went away, rather than
-/// because it refused.
-pub fn unreachable(status: &Status) -> bool {
-    // Only what failed on our side of the socket carries a source.
-    std::error::Error::source(status).is_some()
-        || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
+/// Where a failed call failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// containerd refused.
+    Containerd,
+    /// No answer came in time.
+    Deadline,
+    /// The connection could not be made, or broke.
+    Transport,
+}
+
+/// Tells where a call failed. A status that was made on this side of the socket has a source; one
+/// that containerd sent has none.
+pub fn origin(status: &Status) -> Origin {
+    let mut source = std::error::Error::source(status);
+    if source.is_none() {
+        let late = status.code() == Code::DeadlineExceeded;
+        return if late { Origin::Deadline } else { Origin::Containerd };
+    }
+    while let Some(error) = source {
+        if error.is::<containerd_client::tonic::TimeoutExpired>() {
+            return Origin::Deadline;
+        }
+        source = error.source();
+    }
+    Origin::Transport
 }
 
 /// Puts what a request creates under a lease, so that containerd's garbage collection spares it.

@@ -29,7 +29,6 @@ use coracle_core::report::Conditions;
 use coracle_protocol::presence::Machine;
 use coracle_protocol::reported::Refused;
 use coracle_protocol::{GatewayId, Timestamp};
-use ring::digest::Digest;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::info;
@@ -129,8 +128,10 @@ pub struct EventLoop<E> {
     refused: Option<Refused>,
     /// The order in force as it was received.
     envelope: Option<Vec<u8>>,
-    /// An order that could not be stored, tried again later; acknowledged only then.
+    /// An order that could not be stored, tried again later.
     unstored: Option<Unstored>,
+    /// When to try again to store histories that could not be.
+    record_again_at: Option<Duration>,
 
     observed: Observed,
     history: History,
@@ -144,7 +145,9 @@ pub struct EventLoop<E> {
     early_exits: BTreeMap<ContainerId, (u32, Exit)>,
     /// Rises with each change of what exists, so that a look that began before is not believed.
     epoch: u64,
-    looking: Option<look::Looking>,
+    looking: bool,
+    /// When to look next if nothing asks for it before.
+    look_at: Option<Duration>,
     /// containerd answers.
     reachable: bool,
     containerd_version: String,
@@ -159,10 +162,16 @@ struct Pull {
     progress: watch::Receiver<Progress>,
 }
 
+/// How long to wait before what could not be stored is tried again.
+const STORE_AGAIN: Duration = Duration::from_secs(30);
+
 #[derive(Debug)]
 struct Unstored {
     order: StoredOrder,
+    /// Acknowledged only when it is stored, or another takes its place.
     token: Option<AckToken>,
+    /// It is in force all the same: it came from a plain file beside the store.
+    in_force: bool,
     again_at: Duration,
 }
 
@@ -191,6 +200,7 @@ impl<E: Execute> EventLoop<E> {
             refused: None,
             envelope: None,
             unstored: None,
+            record_again_at: None,
             observed: Observed::default(),
             history: History::default(),
             plan: Plan::default(),
@@ -200,7 +210,8 @@ impl<E: Execute> EventLoop<E> {
             pulls: BTreeMap::new(),
             early_exits: BTreeMap::new(),
             epoch: 0,
-            looking: None,
+            looking: false,
+            look_at: None,
             reachable: false,
             containerd_version: String::new(),
             link_status,
@@ -265,15 +276,18 @@ impl<E: Execute> EventLoop<E> {
             Event::Done(Done::Looked { epoch, seen }) => self.on_looked(epoch, seen),
             Event::Done(Done::Recorded(replicas, result)) => self.on_recorded(replicas, result),
             Event::Done(Done::CalledOff) => {}
-            Event::Wake => self.store_again().await,
+            Event::Wake => {}
         }
     }
 
     /// Decides anew and begins what is to be done.
     async fn step(&mut self) {
+        self.store_again().await;
+        self.look_if_due();
         let now = self.clock.now();
         self.refresh_observed();
-        self.history.learn(&self.observed, now, |container| self.orders.policy(container));
+        self.history
+            .learn(&self.observed, now, |id, definition| self.orders.policy(id, definition));
         self.plan = reconcile(&self.orders, &self.observed, &self.history, now);
         if self.begin() {
             self.refresh_observed();
@@ -284,8 +298,9 @@ impl<E: Execute> EventLoop<E> {
 
     /// How long to wait if nothing happens.
     fn wake_in(&self) -> Option<Duration> {
-        let unstored = self.unstored.as_ref().map(|unstored| unstored.again_at);
-        let moments = [self.plan.wake_at, unstored, self.telling.due()];
+        let order = self.unstored.as_ref().map(|unstored| unstored.again_at);
+        let look = self.look_at.filter(|_| !self.looking);
+        let moments = [self.plan.wake_at, order, self.record_again_at, look, self.telling.due()];
         moments.into_iter().flatten().min().map(|moment| self.clock.until(moment))
     }
 
@@ -294,11 +309,6 @@ impl<E: Execute> EventLoop<E> {
         info!(kind, replica, "{message}");
         self.journal.add(Timestamp::from_unix(now.wall.as_secs()), kind, replica, message);
     }
-}
-
-/// Digest of a document, to tell it from another with the same generation.
-fn payload_digest(payload: &[u8]) -> Digest {
-    ring::digest::digest(&ring::digest::SHA256, payload)
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub struct Order {
 /// An order that is not put into force.
 #[derive(Debug)]
 pub struct NotTaken {
-    /// Its generation, where it could be read and its signature was good.
+    /// Its generation, where it could be read, its signature was good, and it is for this gateway.
     pub generation: Option<u64>,
     /// Every reason; none if it is in force already.
     pub refusals: Vec<Refusal>,
@@ -51,14 +51,14 @@ pub fn judge(
 ) -> Result<Order, NotTaken> {
     let refuse = |generation, refusals| NotTaken { generation, refusals };
     let verified = keys.verify(envelope).map_err(|refusal| refuse(None, vec![refusal]))?;
-    let payload = digest(&SHA256, &verified.payload);
+    let payload = payload_digest(&verified.payload);
     let document: Value = serde_json::from_slice(&verified.payload).map_err(|error| {
         let message = format!("the document inside the envelope is not JSON: {error}");
         refuse(None, vec![Refusal::whole(Code::MALFORMED, message)])
     })?;
     let generation = document.get("generation").and_then(Value::as_u64);
     if let Some(refusal) = other_gateway(&document, gateway) {
-        return Err(refuse(generation, vec![refusal]));
+        return Err(refuse(None, vec![refusal]));
     }
     let is_known = in_force.payload.is_some_and(|known| known.as_ref() == payload.as_ref());
     if let Some(generation) = generation.filter(|generation| *generation <= in_force.generation) {
@@ -96,4 +96,9 @@ fn other_gateway(document: &Value, gateway: GatewayId) -> Option<Refusal> {
         let message = format!("the order is for gateway {named}; this is {gateway}");
         Refusal::new("/gateway", Code::WRONG_GATEWAY, message)
     })
+}
+
+/// Digest of a document, to tell it from another with the same generation.
+pub fn payload_digest(payload: &[u8]) -> Digest {
+    digest(&SHA256, payload)
 }

@@ -89,9 +89,10 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal of the place at `path`.
+    /// A refusal of the place at `path`. Path and message are shortened to 300 characters: both may
+    /// hold pieces of the document.
     pub fn new(path: impl Into<String>, code: Code, message: impl Into<String>) -> Self {
-        Self { path: path.into(), code, message: message.into() }
+        Self { path: shortened(path.into()), code, message: shortened(message.into()) }
     }
 
     /// A refusal of the document as a whole.
@@ -100,9 +101,29 @@ impl Refusal {
     }
 }
 
+fn shortened(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(300) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = if self.path.is_empty() { "(document)" } else { &self.path };
         write!(f, "{place}: {} [{}]", self.message, self.code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_a_hostile_document_are_shortened() {
+        let refusal = Refusal::new("/ä".repeat(50_000), Code::MALFORMED, "ß".repeat(50_000));
+        assert_eq!(refusal.path.chars().count(), 301);
+        assert_eq!(refusal.message.chars().count(), 301);
     }
 }

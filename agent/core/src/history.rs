@@ -40,11 +40,23 @@ pub struct ReplicaRecord {
     pub restarts: u32,
     /// Code and time (nanoseconds since the Unix epoch) of the last end.
     pub last_exit: Option<(u32, u64)>,
-    /// Ended for good, as its restart policy says.
-    pub finished: bool,
+    /// It ended and was not started since.
+    pub ended: bool,
 }
 
 impl ReplicaRecord {
+    /// Whether a replica that does not run stays so under this restart policy. Not a verdict of the
+    /// past: an order may change the policy alone.
+    pub fn is_finished(&self, policy: RestartPolicy) -> bool {
+        match policy {
+            RestartPolicy::Always => false,
+            RestartPolicy::OnFailure => {
+                self.ended && self.last_exit.is_some_and(|(code, _)| code == 0)
+            }
+            RestartPolicy::Never => self.ended,
+        }
+    }
+
     /// How it last ended.
     pub fn last_exit(&self) -> Option<Exit> {
         self.last_exit.map(|(code, at_nanos)| Exit { code, at_nanos })
@@ -95,7 +107,9 @@ pub struct History {
     images: BTreeMap<ImageRef, ImageTries>,
     failed_ends: BTreeMap<ReplicaId, FailedEnd>,
     changed: BTreeSet<ReplicaId>,
-    /// Changed and not stored: stored with the next change.
+    /// Handed out to be stored.
+    storing: BTreeSet<ReplicaId>,
+    /// Could not be stored.
     unstored: BTreeSet<ReplicaId>,
     seed: u64,
 }
@@ -125,13 +139,14 @@ impl History {
         &mut self,
         observed: &Observed,
         now: Now,
-        policy: impl Fn(&Container) -> Option<RestartPolicy>,
+        policy: impl Fn(&ReplicaId, &DefinitionHash) -> Option<RestartPolicy>,
     ) {
         for container in observed.containers.iter().flat_map(BTreeMap::values) {
             if observed.busy.contains_key(&container.replica.workload) {
                 continue;
             }
-            let Some(policy) = policy(container) else { continue };
+            let policy = policy(&container.replica, &container.definition);
+            let Some(policy) = policy else { continue };
             match container.task {
                 Task::Running { .. } => {
                     let replica = self.entry(&container.replica, &container.definition);
@@ -152,12 +167,8 @@ impl History {
         let ran = replica.running_since.take().map(|since| now.monotonic.saturating_sub(since));
         let record = &mut replica.record;
         record.last_exit = Some((exit.code, exit.at_nanos));
-        record.finished = match policy {
-            RestartPolicy::Always => false,
-            RestartPolicy::OnFailure => exit.code == 0,
-            RestartPolicy::Never => true,
-        };
-        if !record.finished {
+        record.ended = true;
+        if !record.is_finished(policy) {
             if ran.is_some_and(|ran| ran >= backoff::HEALTHY_AFTER) {
                 record.failures = 0;
             }
@@ -168,11 +179,22 @@ impl History {
         self.changed.insert(container.replica.clone());
     }
 
-    /// A container was made and started.
-    pub fn started(&mut self, id: &ReplicaId, definition: &DefinitionHash, now: Now) {
+    /// A container was made and started. Costs a write only where a restart policy could take the
+    /// last end for the end of this run.
+    pub fn started(
+        &mut self,
+        id: &ReplicaId,
+        definition: &DefinitionHash,
+        policy: RestartPolicy,
+        now: Now,
+    ) {
         let replica = self.entry(id, definition);
         replica.start_error = None;
         replica.running_since = Some(now.monotonic);
+        let forgotten = std::mem::take(&mut replica.record.ended);
+        if forgotten && policy != RestartPolicy::Always {
+            self.changed.insert(id.clone());
+        }
     }
 
     /// A container could not be made or started.
@@ -240,16 +262,16 @@ impl History {
             self.changed.insert(id);
         }
         self.images.clear();
+        self.failed_ends.clear();
     }
 
     /// What changed since the last call and must survive a reboot: a record, or `None` where it is
-    /// to be forgotten.
+    /// to be forgotten. Whether it was stored is to be told by [`stored`](Self::stored) or
+    /// [`not_stored`](Self::not_stored).
     pub fn take_changes(&mut self) -> Vec<(ReplicaId, Option<ReplicaRecord>)> {
-        if self.changed.is_empty() {
-            return Vec::new();
-        }
-        self.changed.append(&mut self.unstored);
-        std::mem::take(&mut self.changed)
+        let changed = std::mem::take(&mut self.changed);
+        self.storing.extend(changed.iter().cloned());
+        changed
             .into_iter()
             .map(|id| {
                 let record = self.replicas.get(&id).map(|replica| replica.record.clone());
@@ -258,10 +280,27 @@ impl History {
             .collect()
     }
 
-    /// Changes that could not be stored. They go with the next one, so that a full disk is not tried
-    /// without a pause.
-    pub fn not_stored(&mut self, replicas: impl IntoIterator<Item = ReplicaId>) {
+    /// Changes that survive a reboot from now on.
+    pub fn stored(&mut self, replicas: &[ReplicaId]) {
+        for id in replicas {
+            self.storing.remove(id);
+        }
+    }
+
+    /// Changes that could not be stored. They rest until [`store_again`](Self::store_again).
+    pub fn not_stored(&mut self, replicas: Vec<ReplicaId>) {
+        self.stored(&replicas);
         self.unstored.extend(replicas);
+    }
+
+    /// Gives out again what could not be stored.
+    pub fn store_again(&mut self) {
+        self.changed.append(&mut self.unstored);
+    }
+
+    /// Whether all that is known of a replica survives a reboot.
+    pub fn is_stored(&self, id: &ReplicaId) -> bool {
+        ![&self.changed, &self.storing, &self.unstored].into_iter().any(|ids| ids.contains(id))
     }
 
     /// The replica's history under this definition; a new definition starts with a clean slate.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::desired::{Desired, RestartPolicy, Workload};
+use crate::desired::{DefinitionHash, Desired, RestartPolicy, Workload};
 use crate::history::{History, Now};
 use crate::image::ImageRef;
 use crate::name::{ContainerId, ReplicaId};
@@ -41,13 +41,16 @@ impl Orders {
         }
     }
 
-    /// The restart policy for an existing container; `None` if its definition is not wanted.
-    pub fn policy(&self, container: &Container) -> Option<RestartPolicy> {
-        let name = &container.replica.workload;
+    /// The restart policy of a replica with this definition; `None` if the definition is not wanted.
+    pub fn policy(
+        &self,
+        replica: &ReplicaId,
+        definition: &DefinitionHash,
+    ) -> Option<RestartPolicy> {
         [&self.current, &self.previous]
             .into_iter()
-            .filter_map(|orders| orders.workloads.get(name))
-            .find(|workload| workload.definition == container.definition)
+            .filter_map(|orders| orders.workloads.get(&replica.workload))
+            .find(|workload| workload.definition == *definition)
             .map(|workload| workload.restart)
     }
 }
@@ -190,9 +193,12 @@ impl Decision<'_> {
             Task::Unknown => self.block(replica, "its task is paused or in an unknown state", None),
             Task::Running { .. } => self.end(found, container),
             _ if *found != id => self.end(found, container),
-            // Its shim would hold memory for nothing until it may start.
+            // Its shim would hold memory for nothing until it may start. That it ended is only
+            // forgotten here once it is known elsewhere: a job must not run twice.
             Task::Stopped(_) if self.must_wait(target.workload, replica) => {
-                self.end(found, container);
+                if self.history.is_stored(replica) {
+                    self.end(found, container);
+                }
             }
             Task::Stopped(_) | Task::Absent | Task::Created => self.start(target, replica, id),
         }
@@ -200,9 +206,9 @@ impl Decision<'_> {
 
     /// Whether a replica that does not run stays so for now.
     fn must_wait(&self, workload: &Workload, replica: &ReplicaId) -> bool {
-        self.history
-            .replica(replica, &workload.definition)
-            .is_some_and(|known| known.record.finished || known.not_before > self.now.monotonic)
+        self.history.replica(replica, &workload.definition).is_some_and(|known| {
+            known.record.is_finished(workload.restart) || known.not_before > self.now.monotonic
+        })
     }
 
     /// Starts a replica, or says why not.
@@ -212,7 +218,7 @@ impl Decision<'_> {
             return;
         }
         if let Some(known) = self.history.replica(replica, &workload.definition) {
-            if known.record.finished {
+            if known.record.is_finished(workload.restart) {
                 return;
             }
             if known.not_before > self.now.monotonic {
@@ -265,14 +271,12 @@ impl Decision<'_> {
         self.plan.actions.push(action);
     }
 
-    /// Forgets images that nothing needs, once everything is as ordered: until then an older image
-    /// may still be what keeps a workload going.
+    /// Forgets images that no order names, once every image of the current orders is there: until
+    /// then an older one may still be what keeps a workload going.
     fn forget_images(&mut self) {
-        let idle = self.plan.actions.is_empty()
-            && self.plan.blocked.is_empty()
-            && self.observed.busy.is_empty()
-            && self.observed.pulling.is_empty();
-        if !idle {
+        let orders = &self.orders.current;
+        let complete = orders.workloads.values().all(|w| self.is_there(&w.container.image));
+        if !complete || !self.plan.actions.is_empty() || !self.observed.busy.is_empty() {
             return;
         }
         let needed: BTreeSet<&ImageRef> = [&self.orders.current, &self.orders.previous]

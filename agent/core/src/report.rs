@@ -73,27 +73,42 @@ pub fn report(facts: &Facts<'_>) -> ReportedState {
     }
 }
 
-/// A report as it is sent: JSON within [`MAX_REPORT_BYTES`]. If it were larger, its sentences are
-/// left out, then the replicas that do well.
+/// A report as it is sent: JSON within [`MAX_REPORT_BYTES`]. What a larger one says is left out bit
+/// by bit: sentences first, then what does well, then the workloads one by one from the end.
 pub fn encode(report: &ReportedState) -> Vec<u8> {
     let bytes = |report: &ReportedState| {
         serde_json::to_vec(report).expect("a report is plain structs, lists and text")
     };
-    let whole = bytes(report);
-    if whole.len() <= MAX_REPORT_BYTES {
-        return whole;
-    }
     let mut short = report.clone();
     let replicas = |report: &mut ReportedState, change: &dyn Fn(&mut WorkloadReport)| {
         report.workloads.iter_mut().for_each(change);
     };
-    replicas(&mut short, &|workload| {
-        workload.replicas.iter_mut().for_each(|replica| replica.reason = None);
-    });
-    if bytes(&short).len() > MAX_REPORT_BYTES {
-        replicas(&mut short, &|workload| {
-            workload.replicas.retain(|replica| replica.state != ReplicaState::Running);
-        });
+    let steps: [&dyn Fn(&mut ReportedState); 5] = [
+        &|_| {},
+        &|report| {
+            replicas(report, &|w| w.replicas.iter_mut().for_each(|replica| replica.reason = None));
+        },
+        &|report| {
+            replicas(report, &|w| w.replicas.retain(|r| r.state != ReplicaState::Running));
+        },
+        &|report| replicas(report, &|w| w.image = w.image.chars().take(80).collect()),
+        &|report| {
+            report.unknown_fields.clear();
+            if let Some(refused) = &mut report.refused {
+                refused.omitted += u32::try_from(refused.refusals.len()).unwrap_or(u32::MAX);
+                refused.refusals.clear();
+            }
+        },
+    ];
+    for step in steps {
+        step(&mut short);
+        let whole = bytes(&short);
+        if whole.len() <= MAX_REPORT_BYTES {
+            return whole;
+        }
+    }
+    while bytes(&short).len() > MAX_REPORT_BYTES && !short.workloads.is_empty() {
+        short.workloads.truncate(short.workloads.len() / 2);
     }
     bytes(&short)
 }
@@ -159,7 +174,7 @@ impl Facts<'_> {
     ) -> ReplicaState {
         let busy = self.observed.busy.get(&workload.name).filter(|busy| busy.replica == *replica);
         let known = self.history.replica(replica, &workload.definition);
-        let finished = known.filter(|known| known.record.finished);
+        let finished = known.filter(|known| known.record.is_finished(workload.restart));
         let runs = container.is_some_and(|container| {
             matches!(container.task, Task::Running { .. })
                 && container.definition == workload.definition

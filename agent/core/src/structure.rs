@@ -56,7 +56,7 @@ fn sort_in(error: &ValidationError<'_>, found: &mut Structure) {
     match error.kind() {
         Kind::AdditionalProperties { unexpected } => {
             let paths = unexpected.iter().map(|field| format!("{place}/{}", escape(field)));
-            found.unknown_fields.extend(paths);
+            found.unknown_fields.extend(paths.map(|path| path.chars().take(200).collect()));
         }
         // Texts are judged in `desired`, with better sentences than a pattern can give.
         Kind::Pattern { .. } | Kind::MaxLength { .. } | Kind::MinLength { .. } => {}

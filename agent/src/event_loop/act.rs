@@ -6,15 +6,18 @@ use coracle_core::observed::{Busy, Container, Task};
 use coracle_core::plan::{Action, Start};
 use tokio::sync::watch;
 
-use super::{Done, EventLoop, Pull};
+use super::{Done, EventLoop, Pull, STORE_AGAIN};
 use crate::execute::{Execute, Failure, Outcome};
 use crate::images::Progress;
 use crate::store::StoreError;
 use coracle_protocol::reported::ConditionStatus;
 
-/// Containers made, started or stopped at once: as many as keep a small machine busy, few enough
-/// that the first ones are ready early.
-const AT_ONCE: usize = 8;
+/// Containers made and started at once: as many as keep a small machine busy, few enough that the
+/// first ones are ready early.
+const STARTS_AT_ONCE: usize = 8;
+
+/// Containers stopped at once: mostly waiting, up to an hour, so that they must not hold up starts.
+const STOPS_AT_ONCE: usize = 32;
 
 /// Images fetched at once.
 const PULLS_AT_ONCE: usize = 2;
@@ -25,9 +28,12 @@ impl<E: Execute> EventLoop<E> {
     pub(super) fn begin(&mut self) -> bool {
         let mut begun = false;
         for action in self.plan.actions.clone() {
+            let busy = |starting| self.busy.values().filter(|b| b.starting == starting).count();
             let room = match &action {
                 Action::Pull { .. } => self.pulls.len() < PULLS_AT_ONCE,
-                _ => self.busy.len() < AT_ONCE,
+                Action::Start(_) => busy(true) < STARTS_AT_ONCE,
+                Action::Stop(_) | Action::Remove { .. } => busy(false) < STOPS_AT_ONCE,
+                Action::RemoveImage { .. } => true,
             };
             if room {
                 self.begin_one(action);
@@ -60,6 +66,7 @@ impl<E: Execute> EventLoop<E> {
             Action::Remove { replica, .. } => (replica, false),
             Action::RemoveImage { image } => {
                 self.observed.images.remove(image);
+                self.changed();
                 return;
             }
             Action::Pull { .. } => return,
@@ -98,6 +105,7 @@ impl<E: Execute> EventLoop<E> {
                 }
             }
             Outcome::Forgotten(image, Ok(())) => {
+                self.changed();
                 let now = self.clock.now();
                 self.happened(now, "image-removed", None, format!("image {image} removed"));
             }
@@ -117,7 +125,6 @@ impl<E: Execute> EventLoop<E> {
                 self.history.pulled(&image);
                 self.observed.images.insert(image, digest);
             }
-            Err(failure) if failure.unreachable => self.on_unreachable(&failure.message),
             Err(failure) => {
                 let before = self.history.image(&image).map(|tries| tries.error.as_str());
                 // Tried for ever; told once.
@@ -127,6 +134,9 @@ impl<E: Execute> EventLoop<E> {
                     self.happened(now, "pull-failed", None, message);
                 }
                 self.history.pull_failed(&image, &failure.message, failure.retry, now);
+                if failure.unreachable {
+                    self.on_unreachable(&failure.message);
+                }
             }
         }
     }
@@ -141,12 +151,12 @@ impl<E: Execute> EventLoop<E> {
             Ok(pid) => {
                 let exit = early.filter(|(of, _)| *of == pid).map(|(_, exit)| exit);
                 let task = exit.map_or(Task::Running { pid }, Task::Stopped);
-                self.history.started(&replica, &definition, now);
+                let policy = self.orders.policy(&replica, &definition).unwrap_or_default();
+                self.history.started(&replica, &definition, policy, now);
                 self.happened(now, "started", Some(&replica), format!("started as process {pid}"));
                 let container = Container { replica, generation, definition, task };
                 self.containers_mut(|containers| containers.insert(id, container));
             }
-            Err(failure) if failure.unreachable => self.on_unreachable(&failure.message),
             Err(failure) => {
                 let known = self.history.replica(&replica, &definition);
                 if known.and_then(|known| known.start_error.as_ref()) != Some(&failure.message) {
@@ -155,24 +165,34 @@ impl<E: Execute> EventLoop<E> {
                 }
                 let retry = failure.retry;
                 self.history.start_failed(&replica, &definition, &failure.message, retry, now);
-                self.look_anew();
+                self.look_after(&failure);
             }
         }
     }
 
     fn on_end_failed(&mut self, replica: &ReplicaId, failure: Failure) {
-        if failure.unreachable {
-            return self.on_unreachable(&failure.message);
-        }
         let now = self.clock.now();
         let message = format!("could not be stopped or removed: {}", failure.message);
         self.happened(now, "stop-failed", Some(replica), message);
         self.history.end_failed(replica, &failure.message, now);
-        self.look_anew();
+        self.look_after(&failure);
+    }
+
+    /// What a failed action left is unknown.
+    fn look_after(&mut self, failure: &Failure) {
+        if failure.unreachable {
+            self.on_unreachable(&failure.message);
+        } else {
+            self.look_anew();
+        }
     }
 
     /// Stores what must survive a reboot, without waiting for it.
     pub(super) fn record(&mut self) {
+        let now = self.clock.now().monotonic;
+        if self.record_again_at.take_if(|at| *at <= now).is_some() {
+            self.history.store_again();
+        }
         let changes = self.history.take_changes();
         if changes.is_empty() {
             return;
@@ -187,11 +207,14 @@ impl<E: Execute> EventLoop<E> {
     pub(super) fn on_recorded(&mut self, replicas: Vec<ReplicaId>, result: Result<(), StoreError>) {
         let now = self.clock.now();
         match result {
-            Ok(()) => self.store_works(now),
+            Ok(()) => {
+                self.history.stored(&replicas);
+                self.store_works(now);
+            }
             Err(error) => {
                 self.store_fails(&crate::execute::chain(&error), now);
-                // With the next change, so that a full disk is not tried without a pause.
                 self.history.not_stored(replicas);
+                self.record_again_at = Some(now.monotonic + STORE_AGAIN);
             }
         }
     }

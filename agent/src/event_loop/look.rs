@@ -7,22 +7,18 @@ use coracle_core::name::ContainerId;
 use coracle_core::observed::{Container, Exit, Task};
 use coracle_protocol::reported::ConditionStatus;
 
-use tokio::task::AbortHandle;
-
 use super::{Done, EventLoop};
 use crate::execute::{Execute, Failure, Seen};
 use crate::runtime::RuntimeEvent;
 
-/// Pause before another look after one failed though containerd is said to be there.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Pause before another look after one failed.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
-/// A look that is under way.
-#[derive(Debug)]
-pub(super) struct Looking {
-    task: AbortHandle,
-    /// It begins with a pause, and may be called off for one that does not.
-    later: bool,
-}
+/// Pause before another look at a task in a state that containerd does not know.
+const AFTER_UNKNOWN: Duration = Duration::from_secs(30);
+
+/// Pause before a look for no reason but that an event may have been lost.
+const ROUTINE: Duration = Duration::from_secs(600);
 
 impl<E: Execute> EventLoop<E> {
     pub(super) fn on_runtime(&mut self, event: RuntimeEvent) {
@@ -46,6 +42,7 @@ impl<E: Execute> EventLoop<E> {
                 self.happened(now, "containerd-down", None, format!("no containerd: {reason}"));
                 self.on_unreachable(&reason);
                 self.reachable = false;
+                self.look_at = None;
             }
             RuntimeEvent::Exited { id, pid, exit } => self.on_exit(id, pid, exit),
         }
@@ -57,8 +54,9 @@ impl<E: Execute> EventLoop<E> {
         self.conditions.set("containerd", ConditionStatus::False, "not-reachable", reason, now);
         self.observed.containers = None;
         self.changed();
-        // `follow` says when it answers again; if it never noticed, a look tells.
-        self.look_anew();
+        // `follow` says when it answers again; if it never noticed, a look tells. Not at once: the
+        // same might fail again at once.
+        self.look_at = Some(now.monotonic + AFTER_FAILURE);
     }
 
     fn on_exit(&mut self, id: ContainerId, pid: u32, exit: Exit) {
@@ -66,55 +64,51 @@ impl<E: Execute> EventLoop<E> {
         let now = self.clock.now();
         let container = self.observed.containers.as_mut().and_then(|all| all.get_mut(&id));
         match container {
-            Some(container) if container.task == (Task::Running { pid }) => {
+            Some(Container { task: Task::Running { pid: other }, .. }) if *other != pid => {}
+            Some(container) => {
                 container.task = Task::Stopped(exit);
                 let replica = container.replica.clone();
                 let message = format!("process {pid} ended with exit code {}", exit.code);
                 self.happened(now, "ended", Some(&replica), message);
             }
             // Of a start that has not been told yet; of another's container at worst, for a while.
-            _ if !self.busy.is_empty() => {
+            None if !self.busy.is_empty() => {
                 self.early_exits.insert(id, (pid, exit));
             }
-            _ => {}
+            None => {}
         }
     }
 
-    /// Looks at everything, unless that is being done already; then once more after that.
+    /// Looks at everything now; after a look that is under way, once more.
     pub(super) fn look_anew(&mut self) {
         self.changed();
         self.look();
     }
 
-    fn look(&mut self) {
-        match self.looking.take() {
-            Some(Looking { task, later: true }) => task.abort(),
-            Some(under_way) => {
-                self.looking = Some(under_way);
-                return;
-            }
-            None => {}
+    /// Looks if it is time to.
+    pub(super) fn look_if_due(&mut self) {
+        let now = self.clock.now().monotonic;
+        if self.look_at.is_some_and(|at| at <= now) {
+            self.look();
         }
-        self.spawn_look(false);
     }
 
-    fn spawn_look(&mut self, later: bool) {
+    fn look(&mut self) {
+        if self.looking {
+            return;
+        }
+        self.looking = true;
+        self.look_at = None;
         let (hands, epoch) = (self.hands.clone(), self.epoch);
-        let task = self.work.spawn(async move {
-            if later {
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
-            Done::Looked { epoch, seen: hands.look().await }
-        });
-        self.looking = Some(Looking { task, later });
+        self.work.spawn(async move { Done::Looked { epoch, seen: hands.look().await } });
     }
 
     pub(super) fn on_looked(&mut self, epoch: u64, seen: Result<Seen, Failure>) {
-        self.looking = None;
+        let now = self.clock.now();
+        self.looking = false;
         match seen {
             Ok(_) if epoch != self.epoch => self.look(),
             Ok(seen) => {
-                let now = self.clock.now();
                 let version = format!("version {}", self.containerd_version);
                 self.conditions.set(
                     "containerd",
@@ -123,11 +117,13 @@ impl<E: Execute> EventLoop<E> {
                     &version,
                     now,
                 );
+                let unknown = seen.containers.values().any(|c| c.task == Task::Unknown);
+                let pause = if unknown { AFTER_UNKNOWN } else { ROUTINE };
+                self.look_at = Some(now.monotonic + pause);
                 self.observed.containers = Some(seen.containers);
                 self.observed.images = seen.images;
             }
             Err(failure) => {
-                let now = self.clock.now();
                 let reason = &failure.message;
                 self.conditions.set(
                     "containerd",
@@ -137,9 +133,8 @@ impl<E: Execute> EventLoop<E> {
                     now,
                 );
                 self.observed.containers = None;
-                if self.reachable {
-                    self.spawn_look(true);
-                }
+                // While containerd is known to be away, `follow` says when it is back.
+                self.look_at = self.reachable.then(|| now.monotonic + AFTER_FAILURE);
             }
         }
     }

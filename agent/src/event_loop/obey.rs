@@ -1,7 +1,5 @@
 //! Orders: judged, stored, acknowledged, put into force.
 
-use std::time::Duration;
-
 use coracle_core::desired::{Accepted, Reading, parse};
 use coracle_core::history::History;
 use coracle_core::report;
@@ -10,15 +8,12 @@ use coracle_protocol::reported::ConditionStatus;
 use coracle_protocol::{Code, Refusal};
 use ring::digest::Digest;
 
-use super::{EventLoop, Unstored, payload_digest};
+use super::{EventLoop, STORE_AGAIN, Unstored};
 use crate::execute::{Execute, chain};
-use crate::intake::{InForce, NotTaken, Order, judge};
+use crate::intake::{InForce, NotTaken, Order, judge, payload_digest};
 use crate::link::AckToken;
 use crate::status::Applied;
-use crate::store::{Loaded, StoredOrder};
-
-/// How long to wait before an order that could not be stored is tried again.
-const STORE_AGAIN: Duration = Duration::from_secs(30);
+use crate::store::{Candidate, Loaded, StoreError, StoredOrder};
 
 impl<E: Execute> EventLoop<E> {
     /// Goes on from what the store kept.
@@ -26,29 +21,53 @@ impl<E: Execute> EventLoop<E> {
         let now = self.clock.now();
         self.history = History::new(loaded.histories, seed);
         self.in_force.generation = loaded.highest_generation;
-        match &loaded.trouble {
-            Some(trouble) => self.store_fails(trouble, now),
-            None => self.store_works(now),
+        self.store_works(now);
+        if let Some(trouble) = &loaded.trouble {
+            // Stays until the next start, whatever can be written meanwhile.
+            let name = "store-intact";
+            self.conditions.set(name, ConditionStatus::False, "not-as-left", trouble, now);
+            self.happened(now, "store-trouble", None, trouble.clone());
         }
         self.no_refusal();
-        if let Some(previous) = &loaded.previous {
-            if let Ok((accepted, _)) = open(&previous.envelope) {
-                self.orders.previous = accepted.desired;
+        if let Some(Ok(previous)) = loaded.previous.map(|order| open(&order.envelope).accepted) {
+            if previous.gateway == self.gateway {
+                self.orders.previous = previous.desired;
             }
         }
         if let Some(current) = loaded.current {
             self.resume(current);
         }
         for candidate in loaded.candidates {
-            let place = candidate.path.display().to_string();
-            let applied = self.receive(candidate.order.envelope, None).await;
-            let message = match applied.accepted {
-                true => format!("orders taken from {place}"),
-                false => format!("orders in {place} refused: {}", sentences(&applied.refusals)),
-            };
-            self.happened(now, "orders-restored", None, message);
-            if applied.accepted {
+            if self.adopt(candidate).await {
                 break;
+            }
+        }
+    }
+
+    /// Puts an order from a plain file into force, if it is a good one, even if it cannot be stored.
+    async fn adopt(&mut self, candidate: Candidate) -> bool {
+        let now = self.clock.now();
+        let place = candidate.path.display();
+        match judge(&candidate.order.envelope, &self.keys, self.gateway, self.in_force) {
+            Ok(order) => {
+                let generation = order.desired.generation;
+                let message = format!("generation {generation} taken from {place}");
+                self.happened(now, "orders-restored", None, message);
+                let stored = StoredOrder::new(generation, candidate.order.envelope);
+                self.generation_seen = generation;
+                if let Err(error) = self.store.accept(stored.clone()).await {
+                    self.store_fails(&chain(&error), now);
+                    let again_at = now.monotonic + STORE_AGAIN;
+                    let order = stored.clone();
+                    self.unstored = Some(Unstored { order, token: None, in_force: true, again_at });
+                }
+                self.put_into_force(stored, order);
+                true
+            }
+            Err(NotTaken { refusals, .. }) => {
+                let message = format!("orders in {place} not taken: {}", sentences(&refusals));
+                self.happened(now, "orders-restored", None, message);
+                false
             }
         }
     }
@@ -57,10 +76,19 @@ impl<E: Execute> EventLoop<E> {
     /// are trusted today need not be those of that day.
     fn resume(&mut self, order: StoredOrder) {
         let now = self.clock.now();
-        match open(&order.envelope) {
-            Ok((accepted, payload)) => {
+        // Without orders nothing is touched: what runs keeps running.
+        let mut unusable = |message: String| {
+            self.conditions.set("orders", ConditionStatus::False, "unusable", &message, now);
+        };
+        let opened = open(&order.envelope);
+        self.in_force.payload = opened.payload;
+        match opened.accepted {
+            Ok(accepted) if accepted.gateway != self.gateway => unusable(format!(
+                "the stored orders are those of gateway {}; correct `gateway` or remove the store",
+                accepted.gateway
+            )),
+            Ok(accepted) => {
                 self.generation_seen = order.generation;
-                self.in_force.payload = Some(payload);
                 self.unknown_fields = accepted.unknown_fields;
                 self.orders.current = accepted.desired;
                 self.envelope = Some(order.envelope);
@@ -71,11 +99,10 @@ impl<E: Execute> EventLoop<E> {
                 );
                 self.happened(now, "orders-restored", None, message);
             }
-            Err(refusals) => {
-                // Without orders nothing is touched: what runs keeps running.
-                let message = format!("the stored orders cannot be read: {}", sentences(&refusals));
-                self.conditions.set("orders", ConditionStatus::False, "unreadable", &message, now);
-            }
+            Err(refusals) => unusable(format!(
+                "the stored orders cannot be read by this version: {}",
+                sentences(&refusals)
+            )),
         }
     }
 
@@ -109,23 +136,63 @@ impl<E: Execute> EventLoop<E> {
         let now = self.clock.now();
         let generation = Some(stored.generation);
         self.generation_seen = self.generation_seen.max(stored.generation);
-        if let Err(error) = self.store.accept(stored.clone()).await {
-            let message = format!("the order could not be stored: {}", chain(&error));
-            self.store_fails(&message, now);
-            let digest = stored.digest.clone();
-            let again_at = now.monotonic + STORE_AGAIN;
-            self.unstored = Some(Unstored { order: stored, token, again_at });
-            return self.refuse(
-                generation,
-                digest,
-                vec![Refusal::whole(Code::NOT_STORED, message)],
-            );
+        match self.store.accept(stored.clone()).await {
+            Ok(()) => {
+                self.store_works(now);
+                self.acknowledge(token);
+                let superseded = self.unstored.take().and_then(|unstored| unstored.token);
+                self.acknowledge(superseded);
+                self.put_into_force(stored, order);
+                Applied { generation, accepted: true, unchanged: false, refusals: Vec::new() }
+            }
+            Err(error @ StoreError::NotNewer { .. }) => {
+                self.acknowledge(token);
+                let refusal = Refusal::new("/generation", Code::OLD_GENERATION, chain(&error));
+                self.refuse(generation, stored.digest, vec![refusal])
+            }
+            Err(error) => {
+                let message = format!("the order could not be stored: {}", chain(&error));
+                self.store_fails(&message, now);
+                let digest = stored.digest.clone();
+                self.keep_for_later(stored, token);
+                self.refuse(generation, digest, vec![Refusal::whole(Code::NOT_STORED, message)])
+            }
         }
-        self.store_works(now);
-        self.acknowledge(token);
-        self.unstored = None;
-        self.put_into_force(stored, order);
-        Applied { generation, accepted: true, unchanged: false, refusals: Vec::new() }
+    }
+
+    /// Keeps an order that came by the link and could not be stored; who applied one by hand was
+    /// told. Only the newest counts.
+    fn keep_for_later(&mut self, order: StoredOrder, token: Option<AckToken>) {
+        if token.is_none() {
+            return;
+        }
+        let known = self.unstored.as_ref().map(|unstored| unstored.order.generation);
+        if known.is_some_and(|known| known > order.generation) {
+            return self.acknowledge(token);
+        }
+        let again_at = self.clock.now().monotonic + STORE_AGAIN;
+        let new = Unstored { order, token, in_force: false, again_at };
+        let superseded = self.unstored.replace(new).and_then(|unstored| unstored.token);
+        self.acknowledge(superseded);
+    }
+
+    /// Tries again to store an order that could not be stored, when it is time.
+    pub(super) async fn store_again(&mut self) {
+        let now = self.clock.now();
+        let due = self.unstored.take_if(|unstored| unstored.again_at <= now.monotonic);
+        let Some(unstored) = due else { return };
+        if !unstored.in_force {
+            self.receive(unstored.order.envelope, unstored.token).await;
+            return;
+        }
+        match self.store.accept(unstored.order.clone()).await {
+            Ok(()) | Err(StoreError::NotNewer { .. }) => self.store_works(now),
+            Err(error) => {
+                self.store_fails(&chain(&error), now);
+                let again_at = now.monotonic + STORE_AGAIN;
+                self.unstored = Some(Unstored { again_at, ..unstored });
+            }
+        }
     }
 
     fn put_into_force(&mut self, stored: StoredOrder, order: Order) {
@@ -176,14 +243,6 @@ impl<E: Execute> EventLoop<E> {
         );
     }
 
-    /// Tries again to store an order that could not be stored, when it is time.
-    pub(super) async fn store_again(&mut self) {
-        let now = self.clock.now().monotonic;
-        if let Some(unstored) = self.unstored.take_if(|unstored| unstored.again_at <= now) {
-            self.receive(unstored.order.envelope, unstored.token).await;
-        }
-    }
-
     fn acknowledge(&self, token: Option<AckToken>) {
         if let (Some(link), Some(token)) = (&self.link, token) {
             link.acknowledge(token);
@@ -191,13 +250,22 @@ impl<E: Execute> EventLoop<E> {
     }
 }
 
-/// Reads an order whose signature was judged before.
-fn open(envelope: &[u8]) -> Result<(Accepted, Digest), Vec<Refusal>> {
-    let envelope = Envelope::decode(envelope).map_err(|refusal| vec![refusal])?;
-    let payload = payload_digest(&envelope.payload);
-    let document = serde_json::from_slice(&envelope.payload)
-        .map_err(|error| vec![Refusal::whole(Code::MALFORMED, error.to_string())])?;
-    Ok((parse(&document, Reading::Tolerant)?, payload))
+/// An order whose signature was judged before, read again.
+struct Opened {
+    /// Digest of its document, if there is one.
+    payload: Option<Digest>,
+    accepted: Result<Accepted, Vec<Refusal>>,
+}
+
+fn open(envelope: &[u8]) -> Opened {
+    let envelope = match Envelope::decode(envelope) {
+        Ok(envelope) => envelope,
+        Err(refusal) => return Opened { payload: None, accepted: Err(vec![refusal]) },
+    };
+    let accepted = serde_json::from_slice(&envelope.payload)
+        .map_err(|error| vec![Refusal::whole(Code::MALFORMED, error.to_string())])
+        .and_then(|document| parse(&document, Reading::Tolerant));
+    Opened { payload: Some(payload_digest(&envelope.payload)), accepted }
 }
 
 /// How many workloads, for people.

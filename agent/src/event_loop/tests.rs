@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use coracle_core::backoff::Retry;
 use coracle_core::image::Digest as ImageDigest;
+use coracle_core::observed::Task;
 use coracle_core::plan::Action;
 use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Envelope, Signature};
-use coracle_protocol::reported::{Phase, ReplicaState};
+use coracle_protocol::reported::{ConditionStatus, Phase, ReplicaState};
 use proptest::prelude::*;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
@@ -31,6 +32,9 @@ struct Shelf {
     failing: BTreeMap<String, u32>,
     hanging: BTreeSet<String>,
     pulls: u32,
+    /// Starts that fail as if containerd were away, while it answers when looked at.
+    broken_starts: u32,
+    start_attempts: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -79,6 +83,18 @@ impl Execute for Hands {
                     config: Vec::new(),
                     chain_id: None,
                 };
+                let broken = {
+                    let mut shelf = self.shelf.lock().unwrap();
+                    shelf.start_attempts += 1;
+                    shelf.broken_starts > 0 && {
+                        shelf.broken_starts -= 1;
+                        true
+                    }
+                };
+                if broken {
+                    let failure = Failure { unreachable: true, ..failure("the stream broke") };
+                    return Outcome::Started(start, Err(failure));
+                }
                 let result = self.runtime.start(&start, &image).await;
                 Outcome::Started(start, result.map_err(Failure::from))
             }
@@ -128,6 +144,26 @@ fn keys(place: &TempDir, key: &Ed25519KeyPair) -> TrustedKeys {
     TrustedKeys::load(&[file]).unwrap()
 }
 
+fn document(generation: u64, workloads: &[(&str, &str)]) -> Value {
+    let workload = |(name, image): &(&str, &str)| {
+        json!({ "name": name, "network": "none",
+                "containers": [{ "image": format!("r.x/{image}:1") }] })
+    };
+    let workloads: Vec<_> = workloads.iter().map(workload).collect();
+    json!({ "schema": 1, "gateway": GATEWAY, "generation": generation, "workloads": workloads })
+}
+
+fn sign(key: &Ed25519KeyPair, document: &Value) -> Vec<u8> {
+    let mut envelope = Envelope {
+        payload_type: DESIRED_PAYLOAD_TYPE.into(),
+        payload: document.to_string().into_bytes(),
+        signatures: Vec::new(),
+    };
+    let sig = key.sign(&envelope.signed_bytes()).as_ref().to_vec();
+    envelope.signatures.push(Signature { keyid: String::new(), sig });
+    envelope.encode()
+}
+
 impl Gateway {
     async fn start() -> Self {
         let (runtime, events) = FakeRuntime::new();
@@ -157,14 +193,7 @@ impl Gateway {
     }
 
     fn sign(&self, document: &Value) -> Vec<u8> {
-        let mut envelope = Envelope {
-            payload_type: DESIRED_PAYLOAD_TYPE.into(),
-            payload: document.to_string().into_bytes(),
-            signatures: Vec::new(),
-        };
-        let sig = self.key.sign(&envelope.signed_bytes()).as_ref().to_vec();
-        envelope.signatures.push(Signature { keyid: String::new(), sig });
-        envelope.encode()
+        sign(&self.key, document)
     }
 
     async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> T {
@@ -174,17 +203,9 @@ impl Gateway {
     }
 
     async fn order(&self, generation: u64, workloads: &[(&str, &str)]) -> Applied {
-        let workload = |(name, image): &(&str, &str)| {
-            json!({ "name": name, "network": "none",
-                    "containers": [{ "image": format!("r.x/{image}:1") }] })
-        };
-        let workloads: Vec<_> = workloads.iter().map(workload).collect();
-        let document = json!({ "schema": 1, "gateway": GATEWAY, "generation": generation,
-                               "workloads": workloads });
-        let envelope = self.sign(&document);
+        let envelope = self.sign(&document(generation, workloads));
         self.ask(|reply| Call::Apply(envelope, reply)).await
     }
-
     async fn status(&self) -> Status {
         self.ask(Call::Status).await
     }
@@ -338,6 +359,91 @@ async fn while_containerd_is_away_nothing_is_done_and_then_all_is_made_good() {
     gateway.until("noticed", |status| status.reported.phase == Phase::Progressing).await;
     gateway.hands.runtime.end(&id("web"), 9);
     gateway.hands.runtime.connect();
+    let status = gateway.converged(1).await;
+    assert_eq!(status.reported.workloads[0].replicas[0].restarts, 1);
+    gateway.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn factory_orders_are_obeyed_though_nothing_can_be_stored() {
+    let place = tempfile::tempdir().unwrap();
+    // A file where the store's directory should be.
+    std::fs::write(place.path().join("state"), "").unwrap();
+    let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
+    let orders = sign(&key, &document(3, &[("web", "a")]));
+    std::fs::write(place.path().join("factory.signed"), orders).unwrap();
+    let (runtime, events) = FakeRuntime::new();
+    let hands = Hands { runtime, shelf: Arc::default() };
+    let gateway = Gateway::start_in(place, hands, events).await;
+    gateway.hands.runtime.connect();
+    let status = gateway.converged(3).await.reported;
+    let condition = |name: &str| status.conditions.iter().find(|c| c.name == name).unwrap();
+    assert_eq!(condition("store").status, ConditionStatus::False);
+    assert_eq!(condition("store-intact").status, ConditionStatus::False);
+    let refused = gateway.order(4, &[]).await;
+    assert_eq!(refused.refusals[0].code.as_str(), "not-stored");
+    assert_eq!(gateway.status().await.reported.generation_applied, 3);
+    // As soon as it can be, what is in force is stored, and not what was refused.
+    std::fs::remove_file(gateway.place.path().join("state")).unwrap();
+    gateway
+        .until("stored", |status| {
+            let mut conditions = status.reported.conditions.iter();
+            conditions.any(|c| c.name == "store" && c.status == ConditionStatus::True)
+        })
+        .await;
+    let (hands, place) = gateway.end().await;
+    std::fs::remove_file(place.path().join("factory.signed")).unwrap();
+    let (connected, events) = mpsc::channel(8);
+    connected.send(RuntimeEvent::Connected { version: "fake".into() }).await.unwrap();
+    let gateway = Gateway::start_in(place, hands, events).await;
+    gateway.converged(3).await;
+    gateway.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_breaks_the_connection_is_not_tried_without_a_pause() {
+    let gateway = Gateway::start().await;
+    gateway.hands.shelf.lock().unwrap().broken_starts = 4;
+    gateway.hands.runtime.connect();
+    let begun = crate::clock::runtime_now();
+    gateway.order(1, &[("web", "a")]).await;
+    gateway.converged(1).await;
+    assert_eq!(gateway.hands.shelf.lock().unwrap().start_attempts, 5);
+    assert!(begun.elapsed() > Duration::from_secs(10), "{:?}", begun.elapsed());
+    gateway.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_an_unknown_state_is_looked_at_again() {
+    let gateway = Gateway::start().await;
+    gateway.hands.runtime.connect();
+    gateway.order(1, &[("web", "a")]).await;
+    gateway.converged(1).await;
+    let mut paused = gateway.hands.runtime.containers()[&id("web")].clone();
+    let running = paused.clone();
+    paused.task = Task::Unknown;
+    gateway.hands.runtime.insert(id("web"), paused.clone());
+    gateway.hands.runtime.connect();
+    gateway
+        .until("blocked", |status| {
+            status.reported.workloads[0].replicas[0].state == ReplicaState::Pending
+        })
+        .await;
+    gateway.hands.runtime.insert(id("web"), running);
+    gateway.converged(1).await;
+    // And an end is believed whatever was seen before.
+    gateway.hands.runtime.insert(id("web"), paused);
+    gateway.hands.runtime.connect();
+    gateway
+        .until("blocked again", |status| {
+            status.reported.workloads[0].replicas[0].state == ReplicaState::Pending
+        })
+        .await;
+    let exit = Exit { code: 9, at_nanos: 77 };
+    let mut dead = gateway.hands.runtime.containers()[&id("web")].clone();
+    dead.task = Task::Stopped(exit);
+    gateway.hands.runtime.insert(id("web"), dead);
+    gateway.hands.runtime.tell_exit(&id("web"), 1, exit);
     let status = gateway.converged(1).await;
     assert_eq!(status.reported.workloads[0].replicas[0].restarts, 1);
     gateway.end().await;

@@ -8,7 +8,7 @@ use coracle_core::backoff::Retry;
 use coracle_core::image::{Digest, ImageRef};
 
 use super::manifest::Flaw;
-use crate::containerd::unreachable;
+use crate::containerd::{Origin, origin};
 
 /// A registry's configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -273,11 +273,7 @@ impl ImageError {
 
     /// Whether containerd is not there or does not answer, so that nothing is wrong with the image.
     pub fn containerd_unreachable(&self) -> bool {
-        match self {
-            Self::Containerd { source, .. } => unreachable(source),
-            Self::ContainerdTimeout { .. } => true,
-            _ => false,
-        }
+        matches!(self, Self::Containerd { source, .. } if origin(source) == Origin::Transport)
     }
 
     /// Whether a download may go on at once from where it broke.

@@ -1,11 +1,11 @@
 //! What can go wrong with containers, and when it is worth another try.
 
-use std::error::Error as _;
-
 use containerd_client::tonic::{Code, Status};
 use coracle_core::backoff::Retry;
 use coracle_core::image::ImageRef;
 use coracle_core::name::ContainerId;
+
+use crate::containerd::{Origin, origin};
 
 /// Longest text of containerd's that is passed on, in bytes.
 const MESSAGE_LIMIT: usize = 300;
@@ -151,29 +151,6 @@ impl RuntimeError {
         let message = shorten(status.message());
         Self::Refused { doing, id: id.clone(), message, retry }
     }
-}
-
-enum Origin {
-    Containerd,
-    Deadline,
-    Transport,
-}
-
-/// A status that was made on this side of the socket has a source; one that containerd sent has
-/// none.
-fn origin(status: &Status) -> Origin {
-    let mut source = status.source();
-    if source.is_none() {
-        let late = status.code() == Code::DeadlineExceeded;
-        return if late { Origin::Deadline } else { Origin::Containerd };
-    }
-    while let Some(error) = source {
-        if error.is::<containerd_client::tonic::TimeoutExpired>() {
-            return Origin::Deadline;
-        }
-        source = error.source();
-    }
-    Origin::Transport
 }
 
 /// containerd's words without its ": unknown" at the end. Of a long text the beginning and the end

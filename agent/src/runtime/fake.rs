@@ -87,6 +87,11 @@ impl FakeRuntime {
         true
     }
 
+    /// Tells the end of a container, whatever is there.
+    pub fn tell_exit(&self, id: &ContainerId, pid: u32, exit: Exit) {
+        self.tell(RuntimeEvent::Exited { id: id.clone(), pid, exit });
+    }
+
     /// Puts a container there, as an earlier agent would have left it.
     pub fn insert(&self, id: ContainerId, container: Container) {
         self.state().containers.insert(id, container);

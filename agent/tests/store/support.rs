@@ -88,7 +88,7 @@ pub(crate) fn record(failures: u32) -> ReplicaRecord {
         failures,
         restarts: failures * 2,
         last_exit: Some((137, 1_700_000_000_000_000_000)),
-        finished: false,
+        ended: false,
     }
 }
 

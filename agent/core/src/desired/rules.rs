@@ -24,8 +24,8 @@ const STOP_SIGNALS: [&str; 9] = [
 /// Applies every rule to every part of the document whose structure is right. Adds what it refuses
 /// to the refusals of the structure; the result counts only if there are none.
 pub(super) fn check(document: &Value, refusals: &mut Vec<Refusal>) -> Option<(GatewayId, Desired)> {
-    let broken: Vec<String> = refusals.iter().map(|refusal| refusal.path.clone()).collect();
-    let sound = |place: &str| !broken.iter().any(|path| is_within(path, place));
+    let broken: BTreeSet<usize> =
+        refusals.iter().filter_map(|refusal| workload_of(&refusal.path)).collect();
     let mut found = Found(refusals);
     let gateway = document.get("gateway").and_then(Value::as_str).map(GatewayId::from_str)?;
     let gateway = gateway
@@ -39,10 +39,10 @@ pub(super) fn check(document: &Value, refusals: &mut Vec<Refusal>) -> Option<(Ga
     let mut replicas = 0;
     for (i, workload) in document.get("workloads")?.as_array()?.iter().enumerate() {
         let place = format!("/workloads/{i}");
-        let Some(workload) = sound(&place).then(|| decode(workload, &place, &mut found)).flatten()
-        else {
+        if broken.contains(&i) {
             continue;
-        };
+        }
+        let Some(workload) = decode(workload, &place, &mut found) else { continue };
         replicas += workload.replicas;
         let Some(workload) = check_workload(workload, &place, &mut found) else { continue };
         if let Some(other) = desired.workloads.insert(workload.name.clone(), workload) {
@@ -67,9 +67,9 @@ impl Found<'_> {
     }
 }
 
-/// Whether `path` is `place` or something inside it.
-fn is_within(path: &str, place: &str) -> bool {
-    path.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+/// The workload that a JSON Pointer leads into.
+fn workload_of(path: &str) -> Option<usize> {
+    path.strip_prefix("/workloads/")?.split('/').next()?.parse().ok()
 }
 
 /// Cannot fail after the structure was found right, save for what a schema cannot say, such as 1.0

@@ -242,7 +242,7 @@ fn what_no_order_names_is_removed() {
 }
 
 #[test]
-fn images_are_forgotten_only_when_all_is_as_ordered() {
+fn images_that_no_order_names_are_forgotten_once_all_ordered_ones_are_there() {
     let orders = orders("web:b", "web:a");
     let mut observed = with_images(&["a", "b", "c"]);
     check(&orders, &observed, &no_history(), at(0), expect!["start web.0 as a g2"]);
@@ -294,10 +294,12 @@ fn restarts_are_immediate_once_then_wait_and_hold_no_shim_meanwhile() {
     let mut observed = with_images(&["a"]);
     let mut history = no_history();
     add(&mut observed, &orders.current, "web", 0, stopped(1, 10));
-    history.learn(&observed, at(5), |container| orders.policy(container));
+    history.learn(&observed, at(5), |id, definition| orders.policy(id, definition));
     check(&orders, &observed, &history, at(5), expect!["start web.0 as a g2"]);
     add(&mut observed, &orders.current, "web", 0, stopped(1, 20));
-    history.learn(&observed, at(6), |container| orders.policy(container));
+    history.learn(&observed, at(6), |id, definition| orders.policy(id, definition));
+    let changes: Vec<_> = history.take_changes().into_iter().map(|(id, _)| id).collect();
+    history.stored(&changes);
     check(&orders, &observed, &history, at(6), expect!["remove web.0.main"]);
     observed.containers.as_mut().unwrap().clear();
     check(
@@ -316,7 +318,7 @@ fn the_same_end_counts_once_and_a_healthy_while_forgives() {
     let mut observed = with_images(&["a"]);
     let mut history = no_history();
     let mut failures = |observed: &Observed, now| {
-        history.learn(observed, now, |container| orders.policy(container));
+        history.learn(observed, now, |id, definition| orders.policy(id, definition));
         let workload = orders.current.workloads.values().next().unwrap();
         let replica = ReplicaId { workload: workload.name.clone(), index: 0 };
         history.replica(&replica, &workload.definition).unwrap().record.failures
@@ -339,18 +341,25 @@ fn jobs_that_ended_are_not_started_again_unless_redefined() {
     for (policy, code, ends) in
         [("never", 0, true), ("never", 3, true), ("on-failure", 0, true), ("on-failure", 3, false)]
     {
-        let orders = orders("", &format!("job:a/{policy}"));
+        let orders = orders("other:b", &format!("job:a/{policy}"));
         let mut observed = with_images(&["a", "b"]);
         let mut history = no_history();
         add(&mut observed, &orders.current, "job", 0, stopped(code, 10));
-        history.learn(&observed, at(5), |container| orders.policy(container));
+        history.learn(&observed, at(5), |id, definition| orders.policy(id, definition));
         let plan = show(&reconcile(&orders, &observed, &history, at(5)));
         assert_eq!(
             plan,
             if ends { "remove job.0.main" } else { "start job.0 as a g2" },
             "{policy}"
         );
-        let records = history.take_changes().into_iter().map(|(id, r)| (id, r.unwrap())).collect();
+        let changes = history.take_changes();
+        let replicas: Vec<_> = changes.iter().map(|(id, _)| id.clone()).collect();
+        let records = changes.into_iter().map(|(id, record)| (id, record.unwrap())).collect();
+        let plan = |history: &History| show(&reconcile(&orders, &observed, history, at(5)));
+        assert_eq!(plan(&history), if ends { "" } else { "start job.0 as a g2" }, "not stored yet");
+        history.stored(&replicas);
+        let stored = if ends { "remove job.0.main" } else { "start job.0 as a g2" };
+        assert_eq!(plan(&history), stored, "{policy}");
         let after_reboot = History::new(records, 1);
         let gone = with_images(&["a", "b"]);
         let again = show(&reconcile(&orders, &gone, &after_reboot, at(0)));
@@ -358,6 +367,9 @@ fn jobs_that_ended_are_not_started_again_unless_redefined() {
         let redefined = Orders { current: desired(3, &format!("job:b/{policy}")), ..orders };
         let again = show(&reconcile(&redefined, &gone, &after_reboot, at(0)));
         assert_eq!(again, "start job.0 as b g3");
+        let always = Orders { current: desired(3, "job:a/always"), ..Orders::default() };
+        let again = show(&reconcile(&always, &gone, &after_reboot, at(0)));
+        assert_eq!(again, "start job.0 as a g3", "the policy alone was changed");
     }
 }
 
@@ -419,7 +431,8 @@ impl World {
                     task: RUNNING,
                 };
                 containers.insert(start.id.clone(), container);
-                self.history.started(&start.replica, &start.definition, at(self.clock));
+                let policy = RestartPolicy::Always;
+                self.history.started(&start.replica, &start.definition, policy, at(self.clock));
             }
             Action::Stop(Stop { id, .. }) => {
                 assert!(containers.remove(id).is_some());
@@ -439,7 +452,10 @@ impl World {
     fn settle(&mut self, orders: &Orders) -> Plan {
         for _ in 0..200 {
             let now = at(self.clock);
-            self.history.learn(&self.observed, now, |container| orders.policy(container));
+            self.history.learn(&self.observed, now, |id, definition| orders.policy(id, definition));
+            let stored: Vec<_> =
+                self.history.take_changes().into_iter().map(|(replica, _)| replica).collect();
+            self.history.stored(&stored);
             let plan = reconcile(orders, &self.observed, &self.history, now);
             match (plan.actions.first(), plan.wake_at) {
                 (Some(action), _) => self.carry_out(action),
@@ -511,7 +527,7 @@ proptest! {
                 let finished = world
                     .history
                     .replica(&replica, &workload.definition)
-                    .is_some_and(|known| known.record.finished);
+                    .is_some_and(|known| known.record.is_finished(workload.restart));
                 let container = world.observed.containers.as_ref().unwrap().get(&id);
                 let runs = container.is_some_and(|container| runs_as(workload, container));
                 prop_assert!(runs != finished, "{} runs: {}, finished: {}", replica, runs, finished);

@@ -121,6 +121,21 @@ fn the_largest_report_stays_within_its_limit() {
 }
 
 #[test]
+fn even_the_longest_image_references_fit_a_report() {
+    let mut report = report_of(desired(256), &reachable(), &History::default());
+    for workload in &mut report.workloads {
+        workload.image = "i".repeat(512);
+        workload.image_digest = Some("d".repeat(71));
+        workload.replicas[0].state = ReplicaState::BackOff;
+    }
+    report.unknown_fields = vec!["u".repeat(200); 32];
+    let refusal = Refusal::new("p".repeat(300), coracle_protocol::Code::MALFORMED, "m".repeat(300));
+    report.refused = Some(refused(Some(9), "0".repeat(64), vec![refusal; 40]));
+    let bytes = encode(&report);
+    assert!(bytes.len() <= MAX_REPORT_BYTES, "{}", bytes.len());
+}
+
+#[test]
 fn a_condition_keeps_its_time_until_its_status_changes() {
     let mut conditions = Conditions::default();
     let later = Now { wall: now().wall + Duration::from_secs(60), ..now() };
