@@ -3,13 +3,16 @@
 //! In: any JSON value. Out: refusals with their places, and separately the fields that schema 1
 //! does not have, because a typo must not pass when an order is written while an agent must
 //! tolerate the fields of a newer fleet. Judged by the schema that is generated from the protocol's
-//! types. Deliberately not here: rules about contents (`desired`).
+//! types, of which only the few keywords are read that such a schema has: a general validator would
+//! more than double the memory that an idle agent holds (docs/adr/0005). Deliberately not here:
+//! rules about contents, texts among them (`desired`).
 
 use coracle_protocol::desired::{JSON_SCHEMA, SCHEMA};
 use coracle_protocol::{Code, Refusal};
-use jsonschema::ValidationError;
-use jsonschema::error::ValidationErrorKind as Kind;
-use serde_json::Value;
+use serde_json::{Map, Value};
+
+/// Longest path of an unknown field that is kept, in characters.
+const MAX_PATH: usize = 200;
 
 /// What is wrong with a document's structure.
 #[derive(Debug, Default)]
@@ -19,19 +22,15 @@ pub(crate) struct Structure {
     pub(crate) unknown_fields: Vec<String>,
 }
 
-/// Finds everything that is wrong with the structure, in document order.
+/// Finds everything that is wrong with the structure.
 pub(crate) fn check(document: &Value) -> Structure {
     if let Some(refusal) = other_schema(document) {
         return Structure { refusals: vec![refusal], ..Structure::default() };
     }
-    let schema: Value =
-        serde_json::from_str(JSON_SCHEMA).expect("the schema is checked in as JSON");
-    let validator = jsonschema::validator_for(&schema).expect("the schema is checked in as valid");
-    let mut found = Structure::default();
-    for error in validator.iter_errors(document) {
-        sort_in(&error, &mut found);
-    }
-    found
+    let schema: Value = serde_json::from_str(JSON_SCHEMA).expect("it is checked in as JSON");
+    let mut walk = Walk { schema: &schema, found: Structure::default() };
+    walk.value(&schema, document, "");
+    walk.found
 }
 
 /// A document of another major version is judged by nothing but that.
@@ -45,74 +44,130 @@ fn other_schema(document: &Value) -> Option<Refusal> {
     Some(Refusal::new("/schema", Code::UNKNOWN_SCHEMA, message))
 }
 
-fn sort_in(error: &ValidationError<'_>, found: &mut Structure) {
-    let place = error.instance_path().as_str();
-    let mut refuse = |path: String, code: Code, message: String| {
-        // One reason for each place is enough; the first is the plainest.
-        if found.refusals.last().is_none_or(|last| last.path != path) {
-            found.refusals.push(Refusal::new(path, code, message));
+struct Walk<'a> {
+    schema: &'a Value,
+    found: Structure,
+}
+
+impl<'a> Walk<'a> {
+    /// Judges one value. `rule` is the part of the schema that it must fit.
+    fn value(&mut self, rule: &'a Value, value: &Value, place: &str) {
+        let rule = self.resolve(rule);
+        let wanted = types(rule);
+        if !wanted.is_empty() && !wanted.iter().any(|wanted| fits(wanted, value)) {
+            let wanted: Vec<_> =
+                wanted.into_iter().filter(|wanted| *wanted != "null").map(word).collect();
+            let message = format!("is {}; must be {}", found_word(value), wanted.join(" or "));
+            return self.refuse(place, Code::WRONG_TYPE, message);
         }
-    };
-    match error.kind() {
-        Kind::AdditionalProperties { unexpected } => {
-            let paths = unexpected.iter().map(|field| format!("{place}/{}", escape(field)));
-            found.unknown_fields.extend(paths.map(|path| path.chars().take(200).collect()));
+        if let Some(wanted) = rule.get("const").filter(|wanted| *wanted != value) {
+            let message = format!("is {}; must be {wanted}", shown(value));
+            return self.refuse(place, Code::INVALID_VALUE, message);
         }
-        // Texts are judged in `desired`, with better sentences than a pattern can give.
-        Kind::Pattern { .. } | Kind::MaxLength { .. } | Kind::MinLength { .. } => {}
-        Kind::Required { property } => {
-            let field = property.as_str().unwrap_or_default();
+        if let Some(message) = outside(rule, value) {
+            return self.refuse(place, Code::INVALID_VALUE, message);
+        }
+        match value {
+            Value::Object(fields) => self.object(rule, fields, place),
+            Value::Array(items) => self.array(rule, items, place),
+            _ => {}
+        }
+    }
+
+    fn object(&mut self, rule: &'a Value, fields: &Map<String, Value>, place: &str) {
+        for field in rule.get("required").and_then(Value::as_array).into_iter().flatten() {
+            let field = field.as_str().unwrap_or_default();
+            if !fields.contains_key(field) {
+                let path = format!("{place}/{}", escape(field));
+                self.refuse(&path, Code::MISSING_FIELD, format!("{field} is missing"));
+            }
+        }
+        for (field, value) in fields {
             let path = format!("{place}/{}", escape(field));
-            refuse(path, Code::MISSING_FIELD, format!("{field} is missing"));
+            let known = rule.get("properties").and_then(|known| known.get(field));
+            match known.or_else(|| rule.get("additionalProperties")) {
+                Some(Value::Bool(false)) => {
+                    self.found.unknown_fields.push(path.chars().take(MAX_PATH).collect());
+                }
+                Some(rule) => self.value(rule, value, &path),
+                None => {}
+            }
         }
-        Kind::Type { .. } => refuse(place.into(), Code::WRONG_TYPE, wrong_type(error)),
-        Kind::MaxItems { limit } => {
-            refuse(place.into(), Code::TOO_MANY, format!("more than {limit} entries"));
+    }
+
+    fn array(&mut self, rule: &'a Value, items: &[Value], place: &str) {
+        let limit = |keyword| rule.get(keyword).and_then(Value::as_u64);
+        if limit("minItems").is_some_and(|least| (items.len() as u64) < least) {
+            return self.refuse(place, Code::INVALID_VALUE, "must not be empty".into());
         }
-        Kind::Enum { options } => {
-            let message = format!("is {}; must be one of {options}", shown(error.instance()));
-            refuse(place.into(), Code::INVALID_VALUE, message);
+        if let Some(most) = limit("maxItems").filter(|most| items.len() as u64 > *most) {
+            return self.refuse(place, Code::TOO_MANY, format!("more than {most} entries"));
         }
-        Kind::Minimum { limit } => {
-            let message = format!("is {}; must be at least {limit}", shown(error.instance()));
-            refuse(place.into(), Code::INVALID_VALUE, message);
+        if let Some(rule) = rule.get("items") {
+            for (i, item) in items.iter().enumerate() {
+                self.value(rule, item, &format!("{place}/{i}"));
+            }
         }
-        Kind::Maximum { limit } => {
-            let message = format!("is {}; must be at most {limit}", shown(error.instance()));
-            refuse(place.into(), Code::INVALID_VALUE, message);
-        }
-        Kind::MinItems { .. } => {
-            refuse(place.into(), Code::INVALID_VALUE, "must not be empty".into());
-        }
-        _ => refuse(place.into(), Code::INVALID_VALUE, wrong_value(error)),
+    }
+
+    /// Follows `#/$defs/NAME`.
+    fn resolve(&self, rule: &'a Value) -> &'a Value {
+        let target = rule.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix('#'));
+        target.and_then(|pointer| self.schema.pointer(pointer)).unwrap_or(rule)
+    }
+
+    fn refuse(&mut self, path: &str, code: Code, message: String) {
+        self.found.refusals.push(Refusal::new(path, code, message));
     }
 }
 
-fn wrong_type(error: &ValidationError<'_>) -> String {
-    let found = match error.instance().as_ref() {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    };
-    let Kind::Type { kind } = error.kind() else { return format!("is {found}") };
-    let wanted = match kind {
-        jsonschema::error::TypeKind::Single(wanted) => word(&wanted.to_string()),
-        // Everything that may be left out may also be null.
-        jsonschema::error::TypeKind::Multiple(several) => several
-            .into_iter()
-            .map(|wanted| wanted.to_string())
-            .filter(|wanted| wanted != "null")
-            .map(|wanted| word(&wanted))
-            .collect::<Vec<_>>()
-            .join(" or "),
-    };
-    format!("is {found}; must be {wanted}")
+/// The JSON types that a rule allows; none if it allows all.
+fn types(rule: &Value) -> Vec<&str> {
+    match rule.get("type") {
+        Some(Value::String(one)) => vec![one],
+        Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    }
 }
 
-fn word(json_type: &str) -> String {
+fn fits(wanted: &str, value: &Value) -> bool {
+    match wanted {
+        "null" => value.is_null(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_u64() || value.is_i64(),
+        "number" => value.is_number(),
+        "string" => value.is_string(),
+        "array" => value.is_array(),
+        "object" => value.is_object(),
+        _ => false,
+    }
+}
+
+/// Why a value is not one of those allowed.
+fn outside(rule: &Value, value: &Value) -> Option<String> {
+    if let Some(options) = choices(rule).filter(|options| !options.contains(&value)) {
+        let options: Vec<_> = options.into_iter().map(ToString::to_string).collect();
+        return Some(format!("is {}; must be {}", shown(value), options.join(" or ")));
+    }
+    let number = value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from))?;
+    let limit = |keyword| rule.get(keyword).and_then(Value::as_u64).map(i128::from);
+    if let Some(least) = limit("minimum").filter(|least| number < *least) {
+        return Some(format!("is {number}; must be at least {least}"));
+    }
+    let most = limit("maximum").filter(|most| number > *most)?;
+    Some(format!("is {number}; must be at most {most}"))
+}
+
+/// The values that a rule lists: as `enum`, or as `oneOf` with a description for each.
+fn choices(rule: &Value) -> Option<Vec<&Value>> {
+    if let Some(values) = rule.get("enum").and_then(Value::as_array) {
+        return Some(values.iter().collect());
+    }
+    let alternatives = rule.get("oneOf")?.as_array()?;
+    alternatives.iter().map(|alternative| alternative.get("const")).collect()
+}
+
+fn word(json_type: &str) -> &str {
     match json_type {
         "string" => "text",
         "integer" => "a whole number",
@@ -122,16 +177,16 @@ fn word(json_type: &str) -> String {
         "object" => "an object",
         other => other,
     }
-    .into()
 }
 
-fn wrong_value(error: &ValidationError<'_>) -> String {
-    match error.kind() {
-        Kind::Constant { expected_value } => {
-            format!("is {}; must be {expected_value}", shown(error.instance()))
-        }
-        Kind::Format { format } => format!("is {}; must be a {format}", shown(error.instance())),
-        _ => error.to_string().chars().take(200).collect(),
+fn found_word(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
     }
 }
 
@@ -145,3 +200,6 @@ fn shown(value: &Value) -> String {
 fn escape(field: &str) -> String {
     field.replace('~', "~0").replace('/', "~1")
 }
+
+#[cfg(test)]
+mod tests;

@@ -174,7 +174,9 @@ impl Gateway {
     async fn start_in(place: TempDir, hands: Hands, events: mpsc::Receiver<RuntimeEvent>) -> Self {
         let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
         let directory = place.path().join("state");
-        let (store, loaded) = Store::open(&directory, None, |_| CheckOutcome::Intact).unwrap();
+        let factory = place.path().join("factory.signed");
+        let (store, loaded) =
+            Store::open(&directory, Some(&factory), |_| CheckOutcome::Intact).unwrap();
         let mut event_loop = EventLoop::new(Setup {
             gateway: GATEWAY.parse().unwrap(),
             machine: Machine::default(),

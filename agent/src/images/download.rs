@@ -74,7 +74,7 @@ impl Pull<'_> {
                 return Err(wrong_digest(error, blob));
             }
         }
-        self.report(before + blob.size);
+        self.report(before.saturating_add(blob.size));
         Ok(())
     }
 

@@ -107,7 +107,7 @@ impl<'a> Pull<'a> {
             parent = chain_id;
             self.progress.send_modify(|progress| {
                 progress.layers_done += 1;
-                progress.bytes_done += blob.size;
+                progress.bytes_done = progress.bytes_done.saturating_add(blob.size);
             });
         }
         Ok(())
