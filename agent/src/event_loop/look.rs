@@ -62,8 +62,16 @@ impl<E: Execute> EventLoop<E> {
     fn on_exit(&mut self, id: ContainerId, pid: u32, exit: Exit) {
         self.changed();
         let now = self.clock.now();
+        let starting = |c: &Container| {
+            let busy = self.busy.get(&c.replica.workload);
+            busy.is_some_and(|busy| busy.starting && busy.replica == c.replica)
+        };
         let container = self.observed.containers.as_mut().and_then(|all| all.get_mut(&id));
         match container {
+            // What is known is the one before, and the start has yet to tell of this one.
+            Some(container) if starting(container) => {
+                self.early_exits.insert(id, (pid, exit));
+            }
             Some(Container { task: Task::Running { pid: other }, .. }) if *other != pid => {}
             Some(container) => {
                 container.task = Task::Stopped(exit);

@@ -35,6 +35,8 @@ struct Shelf {
     /// Starts that fail as if containerd were away, while it answers when looked at.
     broken_starts: u32,
     start_attempts: u32,
+    /// Starts whose process ends before it is told that it began.
+    short_lives: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -96,6 +98,12 @@ impl Execute for Hands {
                     return Outcome::Started(start, Err(failure));
                 }
                 let result = self.runtime.start(&start, &image).await;
+                let short = self.shelf.lock().unwrap().short_lives > 0;
+                if short {
+                    self.shelf.lock().unwrap().short_lives -= 1;
+                    self.runtime.end(&start.id, 1);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
                 Outcome::Started(start, result.map_err(Failure::from))
             }
             Action::Stop(stop) => {
@@ -412,6 +420,23 @@ async fn a_start_that_breaks_the_connection_is_not_tried_without_a_pause() {
     gateway.converged(1).await;
     assert_eq!(gateway.hands.shelf.lock().unwrap().start_attempts, 5);
     assert!(begun.elapsed() > Duration::from_secs(10), "{:?}", begun.elapsed());
+    gateway.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_is_told_before_its_start_is_not_overlooked() {
+    let gateway = Gateway::start().await;
+    gateway.hands.shelf.lock().unwrap().short_lives = 3;
+    gateway.hands.runtime.connect();
+    let begun = crate::clock::runtime_now();
+    gateway.order(1, &[("web", "a")]).await;
+    gateway
+        .until("restarted", |status| {
+            let replica = &status.reported.workloads[0].replicas[0];
+            replica.restarts == 3 && replica.state == ReplicaState::Running
+        })
+        .await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     gateway.end().await;
 }
 
