@@ -11,7 +11,19 @@ use clap::{Parser, Subcommand};
 
 /// Signs and publishes the orders of gateways.
 #[derive(Debug, Parser)]
-#[command(name = "coracle-fleet", version)]
+#[command(
+    name = "coracle-fleet",
+    version,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  coracle-fleet keygen --out orders
+  coracle-fleet order sign web.yaml --key orders.key --out web.signed
+  coracle-fleet order publish web.signed --broker broker.example:8883 \\
+    --ca ca.pem --cert fleet.pem --key fleet.key --wait 60
+
+Exit codes: 0 good; 1 the answer is no; 2 usage; 3 the broker cannot be reached."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
