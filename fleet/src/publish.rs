@@ -35,7 +35,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 
 const EXAMPLES: &str = "\
 Examples:
-  coracle-fleet order publish web.order.json \\
+  coracle-fleet order publish web.signed \\
       --broker broker.example.com:8883 --ca ca.pem --cert fleet.pem --key fleet.key
   coracle-fleet order sign web.yaml --key orders.key | coracle-fleet order publish - \\
       --broker 127.0.0.1:8883 --ca ca.pem --cert fleet.pem --key fleet.key --wait 60

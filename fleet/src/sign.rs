@@ -21,8 +21,8 @@ use crate::key_file::SigningKey;
 
 const EXAMPLES: &str = "\
 Examples:
-  coracle-fleet order sign web.yaml --key keys/orders.key --out web.order.json
-  coracle-fleet order sign - --key a.key --key b.key < web.json > web.order.json
+  coracle-fleet order sign web.yaml --key keys/orders.key --out web.signed
+  coracle-fleet order sign - --key a.key --key b.key < web.json > web.signed
 
 The signed order goes to the standard output or the file, what was signed to the standard error.
 Refusals are printed one a line as `path: message [code]`.

@@ -18,8 +18,8 @@ pub enum Retry {
     Backoff,
     /// Not before this long, as a server asked.
     After(Duration),
-    /// Trying again cannot help soon; tried at the backoff's cap, because what is wrong may be
-    /// mended elsewhere.
+    /// Trying again cannot help soon; tried with long pauses, because what is wrong may be mended
+    /// elsewhere.
     Rarely,
 }
 
@@ -45,7 +45,7 @@ pub fn retry_delay(failures: u32, retry: Retry, unit: f64) -> Duration {
     match retry {
         Retry::Backoff => delay,
         Retry::After(least) => delay.max(least),
-        Retry::Rarely => restart_delay(u32::MAX, unit),
+        Retry::Rarely => restart_delay(failures.saturating_add(5), unit),
     }
 }
 
@@ -68,6 +68,7 @@ mod tests {
     fn servers_are_obeyed_and_hopeless_tries_are_rare() {
         assert_eq!(retry_delay(1, Retry::Backoff, 1.0), BASE);
         assert_eq!(retry_delay(1, Retry::After(Duration::from_secs(90)), 1.0).as_secs(), 90);
-        assert_eq!(retry_delay(1, Retry::Rarely, 1.0), CAP);
+        let rarely = |failures| retry_delay(failures, Retry::Rarely, 1.0).as_secs();
+        assert_eq!((1..=6).map(rarely).collect::<Vec<_>>(), [16, 32, 64, 128, 256, 300]);
     }
 }

@@ -47,7 +47,7 @@ macro_rules! examples {
     "coracle status                what was ordered, what runs, what does not and why",
     "coracle events --follow       watch what happens",
     "coracle validate web.yaml     check an order before it is signed",
-    "coracle apply web.order.json  put a signed order into force"
+    "coracle apply web.signed  put a signed order into force"
 ))]
 pub struct Cli {
     /// Socket of the agent's local API
@@ -91,8 +91,8 @@ pub enum ClientCommand {
     Validate(validate::Args),
     /// Give the agent a signed order
     #[command(after_help = examples!(
-        "coracle apply web.order.json",
-        "coracle apply --wait 120 /media/usb/web.order.json"
+        "coracle apply web.signed",
+        "coracle apply --wait 120 /media/usb/web.signed"
     ))]
     Apply(apply::Args),
     /// Tell what was ordered, what runs, what does not and why, and when the next try is

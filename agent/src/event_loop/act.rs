@@ -154,6 +154,10 @@ impl<E: Execute> EventLoop<E> {
                 let policy = self.orders.policy(&replica, &definition).unwrap_or_default();
                 self.history.started(&replica, &definition, policy, now);
                 self.happened(now, "started", Some(&replica), format!("started as process {pid}"));
+                if let Some(exit) = exit {
+                    let message = format!("process {pid} ended with exit code {}", exit.code);
+                    self.happened(now, "ended", Some(&replica), message);
+                }
                 let container = Container { replica, generation, definition, task };
                 self.containers_mut(|containers| containers.insert(id, container));
             }

@@ -17,8 +17,8 @@ const AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// Pause before another look at a task in a state that containerd does not know.
 const AFTER_UNKNOWN: Duration = Duration::from_secs(30);
 
-/// Pause before a look for no reason but that an event may have been lost.
-const ROUTINE: Duration = Duration::from_secs(600);
+/// Pause before a look for no reason but that an event may have been lost, or containerd may hang.
+const ROUTINE: Duration = Duration::from_secs(120);
 
 impl<E: Execute> EventLoop<E> {
     pub(super) fn on_runtime(&mut self, event: RuntimeEvent) {
@@ -73,6 +73,8 @@ impl<E: Execute> EventLoop<E> {
                 self.early_exits.insert(id, (pid, exit));
             }
             Some(Container { task: Task::Running { pid: other }, .. }) if *other != pid => {}
+            // Told again, as after containerd was slow.
+            Some(Container { task: Task::Stopped(known), .. }) if *known == exit => {}
             Some(container) => {
                 container.task = Task::Stopped(exit);
                 let replica = container.replica.clone();

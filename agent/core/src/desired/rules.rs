@@ -9,7 +9,7 @@ use coracle_protocol::desired as wire;
 use coracle_protocol::limits::{MAX_ENTRIES, MAX_TEXT_BYTES, MAX_TOTAL_REPLICAS};
 use coracle_protocol::{Code, GatewayId, Refusal};
 use ring::digest::{SHA256, digest};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Container, DefinitionHash, Desired, Workload};
 use crate::image::ImageRef;
@@ -24,8 +24,12 @@ const STOP_SIGNALS: [&str; 9] = [
 /// Applies every rule to every part of the document whose structure is right. Adds what it refuses
 /// to the refusals of the structure; the result counts only if there are none.
 pub(super) fn check(document: &Value, refusals: &mut Vec<Refusal>) -> Option<(GatewayId, Desired)> {
-    let broken: BTreeSet<usize> =
-        refusals.iter().filter_map(|refusal| workload_of(&refusal.path)).collect();
+    let mut broken: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for refusal in refusals.iter() {
+        if let Some((workload, path)) = within_workload(&refusal.path) {
+            broken.entry(workload).or_default().push(path);
+        }
+    }
     let mut found = Found(refusals);
     let gateway = document.get("gateway").and_then(Value::as_str).map(GatewayId::from_str)?;
     let gateway = gateway
@@ -37,17 +41,20 @@ pub(super) fn check(document: &Value, refusals: &mut Vec<Refusal>) -> Option<(Ga
         workloads: BTreeMap::new(),
     };
     let mut replicas = 0;
+    let mut names = BTreeSet::new();
     for (i, workload) in document.get("workloads")?.as_array()?.iter().enumerate() {
         let place = format!("/workloads/{i}");
-        if broken.contains(&i) {
-            continue;
-        }
+        let mended = broken.get(&i).map(|paths| mend(workload, paths, i));
+        let workload = mended.as_ref().unwrap_or(workload);
         let Some(workload) = decode(workload, &place, &mut found) else { continue };
         replicas += workload.replicas;
-        let Some(workload) = check_workload(workload, &place, &mut found) else { continue };
-        if let Some(other) = desired.workloads.insert(workload.name.clone(), workload) {
-            let message = format!("another workload is called {} already", other.name);
+        if !names.insert(workload.name.clone()) {
+            let message =
+                format!("another workload is called {:?} already", shortened(&workload.name));
             found.refuse(format!("{place}/name"), Code::DUPLICATE_NAME, message);
+        }
+        if let Some(workload) = check_workload(workload, &place, &mut found) {
+            desired.workloads.insert(workload.name.clone(), workload);
         }
     }
     if replicas > MAX_TOTAL_REPLICAS {
@@ -67,9 +74,44 @@ impl Found<'_> {
     }
 }
 
-/// The workload that a JSON Pointer leads into.
-fn workload_of(path: &str) -> Option<usize> {
-    path.strip_prefix("/workloads/")?.split('/').next()?.parse().ok()
+/// The workload that a JSON Pointer leads into, and the pointer from there.
+fn within_workload(path: &str) -> Option<(usize, String)> {
+    let rest = path.strip_prefix("/workloads/")?;
+    let (index, inner) = rest.split_once('/').unwrap_or((rest, ""));
+    Some((index.parse().ok()?, format!("/{inner}")))
+}
+
+/// A workload with harmless stand-ins for what is broken in it, so that the rest can be judged.
+fn mend(workload: &Value, broken: &[String], index: usize) -> Value {
+    let mut mended = if workload.is_object() { workload.clone() } else { json!({}) };
+    for path in broken {
+        let (parent, field) = path.rsplit_once('/').unwrap_or(("", ""));
+        match mended.pointer_mut(parent) {
+            Some(Value::Object(fields)) => drop(fields.remove(field)),
+            Some(Value::Array(items)) => {
+                let item = field.parse().ok().and_then(|i: usize| items.get_mut(i));
+                if let Some(item) = item {
+                    *item = match parent {
+                        "/containers" => json!({ "name": format!("stand-in-{field}") }),
+                        _ => json!("x"),
+                    };
+                }
+            }
+            _ => {}
+        }
+    }
+    let stand_in = |value: &mut Value, field: &str, with: Value| {
+        if let Some(fields) = value.as_object_mut() {
+            fields.entry(field).or_insert(with);
+        }
+    };
+    stand_in(&mut mended, "name", json!(format!("stand-in-{index}")));
+    stand_in(&mut mended, "network", json!("none"));
+    stand_in(&mut mended, "containers", json!([{}]));
+    for container in mended["containers"].as_array_mut().into_iter().flatten() {
+        stand_in(container, "image", json!("stand.in/x:1"));
+    }
+    mended
 }
 
 /// Cannot fail after the structure was found right, save for what a schema cannot say, such as 1.0

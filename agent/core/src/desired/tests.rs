@@ -153,6 +153,43 @@ fn all_refusals_come_in_one_answer() {
 }
 
 #[test]
+fn a_broken_field_hides_no_other_mistake() {
+    let document = json!({
+        "schema": 1, "gateway": GATEWAY, "generation": 1,
+        "workloads": [
+            { "name": "Web_1", "network": "bridge", "stop": { "grace_seconds": 99999 },
+              "containers": [{ "image": "nginx", "args": ["a", 1, "\0"], "user": "a:b:c" }] },
+            { "name": "web", "network": "host", "containers": [] },
+            { "name": "web", "network": "none", "stop": { "signal": "SIGFOO" },
+              "containers": [{ "image": "r.x/a:1:2", "command": [], "working_dir": "rel" }, 7] },
+            5
+        ]
+    });
+    let refusals = parse(&document, Reading::Strict).unwrap_err();
+    let mut places: Vec<_> = refusals.iter().map(|r| r.path.as_str()).collect();
+    places.sort_unstable();
+    let expected = [
+        "/workloads/0/containers/0/args/1",
+        "/workloads/0/containers/0/args/2",
+        "/workloads/0/containers/0/image",
+        "/workloads/0/containers/0/user",
+        "/workloads/0/name",
+        "/workloads/0/network",
+        "/workloads/0/stop/grace_seconds",
+        "/workloads/1/containers",
+        "/workloads/2/containers",
+        "/workloads/2/containers/0/command",
+        "/workloads/2/containers/0/image",
+        "/workloads/2/containers/0/working_dir",
+        "/workloads/2/containers/1",
+        "/workloads/2/name",
+        "/workloads/2/stop/signal",
+        "/workloads/3",
+    ];
+    assert_eq!(places, expected, "{refusals:#?}");
+}
+
+#[test]
 fn a_document_that_is_no_object_is_refused() {
     for document in [json!(null), json!([]), json!("x"), json!(1)] {
         refused(&document, "", Code::WRONG_TYPE);

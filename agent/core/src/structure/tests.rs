@@ -139,6 +139,8 @@ proptest! {
             });
             let own = found.refusals.is_empty() && found.unknown_fields.is_empty();
             prop_assert_eq!(own, general, "{:?} of {}", found, document);
+            let accepted = crate::desired::parse(&document, crate::desired::Reading::Strict);
+            prop_assert!(own || accepted.is_err(), "{}", document);
         }
     }
 }
