@@ -86,7 +86,7 @@ pub(super) fn sizes(dist: bool) -> Result<Vec<Size>> {
             let profile = profile.to_string_lossy().into_owned();
             ensure!(
                 !dist || profile == "dist",
-                "{} is not of the dist profile: run scripts/bench --dist",
+                "{} is not of the dist profile: run scripts/bench, or give --release",
                 path.display()
             );
             Ok(Size { name, profile, bytes })

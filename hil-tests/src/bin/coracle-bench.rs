@@ -20,9 +20,9 @@ struct Arguments {
     /// How many seconds the idle agent is watched
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     idle: u64,
-    /// Builds and measures what is flashed, the `dist` profile, in place of `release`
+    /// Measures the `release` profile, which is quick to build, in place of `dist`, which is flashed
     #[arg(long)]
-    dist: bool,
+    release: bool,
     /// Prints JSON, with every sample
     #[arg(long)]
     json: bool,
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     let options = Options {
         repetitions: arguments.repetitions,
         idle: Duration::from_secs(arguments.idle),
-        dist: arguments.dist,
+        dist: !arguments.release,
     };
     match measure(options) {
         Ok(report) => {
