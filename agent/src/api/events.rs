@@ -25,7 +25,7 @@ pub(super) async fn get(query: Option<&str>, context: &Context) -> Reply {
     }
     // Read before the call: what happens after it must not be skipped.
     let newest = *happened.borrow();
-    match context.event_loop.ask(|answer| Call::Events(after, answer)).await {
+    match context.calls.ask(|answer| Call::Events(after, answer)).await {
         Ok(happenings) => {
             let newest = happenings.events.last().map_or(newest, |last| last.sequence);
             let agent_started = context.agent_started;

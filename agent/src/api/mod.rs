@@ -20,8 +20,8 @@ use crate::config::ApiConfig;
 use crate::status::Call;
 
 mod access;
+mod calls;
 mod connection;
-mod event_loop;
 mod events;
 mod listening;
 mod orders;
@@ -31,7 +31,7 @@ mod status;
 mod workloads;
 
 use access::Rules;
-use event_loop::EventLoop;
+use calls::Calls;
 use listening::Listening;
 
 /// Connections served at once; further ones wait in the kernel's queue.
@@ -79,7 +79,7 @@ pub enum ApiError {
 /// All that a request is answered from.
 #[derive(Debug)]
 struct Context {
-    event_loop: EventLoop,
+    calls: Calls,
     /// Sequence of the newest event.
     happened: watch::Receiver<u64>,
     agent_started: Timestamp,
@@ -101,7 +101,7 @@ pub async fn serve(
     let rules = Rules::new(config.group.as_deref())?;
     let listening = Listening::start(config.socket, rules.group()).await?;
     let context = Arc::new(Context {
-        event_loop: EventLoop::new(calls.clone()),
+        calls: Calls::new(calls.clone()),
         happened,
         agent_started: Timestamp::from_unix(wall_now().as_secs()),
         rules,

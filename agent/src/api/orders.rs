@@ -16,7 +16,7 @@ use crate::status::Call;
 const BODY_TIME: Duration = Duration::from_secs(10);
 
 pub(super) async fn get(context: &Context) -> Reply {
-    match context.event_loop.ask(Call::Order).await {
+    match context.calls.ask(Call::Order).await {
         Ok(Some(envelope)) => bytes(StatusCode::OK, envelope),
         Ok(None) => problem(StatusCode::NOT_FOUND, "no order is in force yet"),
         Err(obstacle) => obstacle.into(),
@@ -29,7 +29,7 @@ pub(super) async fn post(body: &mut Incoming, context: &Context) -> Reply {
         Ok(envelope) => envelope,
         Err(obstacle) => return obstacle.into(),
     };
-    match context.event_loop.order(|answer| Call::Apply(envelope, answer)).await {
+    match context.calls.order(|answer| Call::Apply(envelope, answer)).await {
         Ok(applied) if applied.accepted || applied.unchanged => json(StatusCode::OK, &applied),
         Ok(applied) => json(StatusCode::UNPROCESSABLE_ENTITY, &applied),
         Err(obstacle) => obstacle.into(),

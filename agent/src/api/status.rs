@@ -7,7 +7,7 @@ use super::reply::{Reply, json};
 use crate::status::Call;
 
 pub(super) async fn get(context: &Context) -> Reply {
-    match context.event_loop.ask(Call::Status).await {
+    match context.calls.ask(Call::Status).await {
         Ok(status) => json(StatusCode::OK, &status),
         Err(obstacle) => obstacle.into(),
     }

@@ -16,9 +16,9 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// The event loop, as the API sees it.
 #[derive(Debug)]
-pub(super) struct EventLoop(mpsc::Sender<Call>);
+pub(super) struct Calls(mpsc::Sender<Call>);
 
-impl EventLoop {
+impl Calls {
     pub(super) fn new(calls: mpsc::Sender<Call>) -> Self {
         Self(calls)
     }
