@@ -2,31 +2,42 @@
 //!
 //! ```text
 //! containerd --> runtime::follow --+                 +--> execute (one task for each action)
+//! containers <-> probes::run ------+                 |
 //! broker <-----> link::run --------+--> event_loop --+--> store (a thread of its own)
-//! CLI <--------> api::serve -------+                 +--> link (newest report and presence)
+//! CLI <--------> Api::serve -------+                 +--> link (newest report and presence)
 //! signals --------------------------> shutdown
 //! ```
 
-use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use coracle_protocol::Presence;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
-use crate::api::ApiError;
-use crate::config::Config;
+use crate::api::{Api, ApiError};
+use crate::config::{ApiConfig, Config};
 use crate::containerd::Containerd;
-use crate::event_loop::{EventLoop, Setup, Sources};
-use crate::execute::{Executor, chain};
-use crate::images::Images;
+use crate::event_loop::{EventLoop, Local, Setup, Sources};
+use crate::execute::{Around, Executor, chain};
+use crate::health::{Finding, Health};
+use crate::images::{Images, ImagesError};
 use crate::link::Link;
+use crate::mounts::Mounts;
+use crate::network::Networks;
+use crate::policy::Installed;
+use crate::preflight::Preflight;
+use crate::readiness::Readiness;
 use crate::runtime::ContainerdRuntime;
+use crate::secrets::Secrets;
 use crate::store::{Store, check_in_child};
+use crate::systemd::ServiceManager;
 use crate::trust::TrustedKeys;
-use crate::{api, machine, runtime};
+use crate::workload_identity::Identities;
+use crate::{identity, logs, machine, probes, runtime};
 
 /// Events of containerd, and calls of the API, that may wait.
 const WAITING: usize = 32;
@@ -42,46 +53,82 @@ pub fn run(config: Config) -> Result<()> {
 
 async fn daemon(config: Config) -> Result<()> {
     let machine = machine::read();
-    info!(gateway = %config.gateway, version = machine::AGENT_VERSION, "starting");
-    let keys = TrustedKeys::load(&config.trust.keys)?;
+    let device = identity::find(&config);
+    info!(gateway = %device.gateway, version = machine::AGENT_VERSION, "starting");
+    let (keys, trust) = trusted_keys(&device.keys);
     let containerd = Containerd::new(&config.containerd)?;
-    let images = Images::new(containerd.clone(), &config.registries)?;
-    let hands = Executor::new(ContainerdRuntime::new(containerd.clone()), images);
+    let (images, troubles) = Images::with_what_there_is(containerd.clone(), &config.registries)?;
+    let policy = Installed::load(&config.policy);
+    let known = vec![trust, registries(&troubles), Finding::of_policy(&policy.state)];
+    let health = Health::new(config.clone(), device.clone(), known);
+    let secrets = Arc::new(Secrets::new(&config.state_dir, device.gateway));
+    let preflight =
+        Preflight::new(secrets.clone(), policy.policy.clone(), config.templates.clone());
+    let networks = Networks::new(&config);
+    let mounts = Mounts::new(&config, secrets.clone());
+    let identities = Identities::new(&config, secrets.clone());
+    let local = Local {
+        mounts: mounts.clone(),
+        secrets,
+        identities: identities.clone(),
+        logs: logs::dir(&config.logs, &config.state_dir),
+    };
+    let policy = Arc::new(policy);
+    let around = Around::new(&config, networks.clone(), mounts.clone(), identities, policy);
+    let (ask, asked) = watch::channel(Vec::new());
+    let (verdicts, probed) = mpsc::channel(WAITING);
+    let containers = ContainerdRuntime::new(containerd.clone());
+    let hands = Executor::new(containers.clone(), images, around, ask);
     let (store, loaded) =
-        Store::open(&config.state_dir, config.factory_orders.as_deref(), check_in_child)
+        Store::open(&config.state_dir, device.factory_orders.as_deref(), check_in_child)
             .with_context(|| format!("cannot open the store in {}", config.state_dir.display()))?;
 
     let (end, shutdown) = watch::channel(false);
     let (exits, runtime_events) = mpsc::channel(WAITING);
     let (calls, api_calls) = mpsc::channel(WAITING);
-    let broker = config.link.as_ref().map(|link| format!("{}:{}", link.host, link.port));
-    let (link, link_handle, link_events) = match config.link {
+    let broker = device.link.as_ref().map(|link| format!("{}:{}", link.host, link.port));
+    let (link, link_handle, link_events) = match device.link {
         Some(link) => {
-            let offline = serde_json::to_vec(&Presence::offline(config.gateway))?;
-            let (link, handle, events) = Link::new(link, config.gateway, offline);
+            let offline = serde_json::to_vec(&Presence::offline(device.gateway))?;
+            let (link, handle, events) = Link::new(link, device.gateway, offline);
             (Some(link), Some(handle), Some(events))
         }
         None => (None, None, None),
     };
     let mut event_loop = EventLoop::new(Setup {
-        gateway: config.gateway,
+        gateway: device.gateway,
         machine,
         keys,
         store: store.clone(),
+        preflight,
         hands,
         link: link_handle,
         broker,
+        health,
+        manager: ServiceManager::default(),
+        local,
+        readiness: Readiness::open(&config.runtime_dir),
     });
     event_loop.restore(loaded, random_seed()).await;
+    networks.begin_sweep();
+    if let Err(error) = mounts.sweep().await {
+        warn!(error = chain(&error), "something that an earlier run left is still there");
+    }
 
     let follow = tokio::spawn(runtime::follow(containerd, exits));
-    let serve = api::serve(config.api, calls, event_loop.newest_happening());
-    let serve = tokio::spawn(offer_api(serve, end.clone()));
+    let probes = tokio::spawn(probes::run(containers, asked, verdicts));
+    let api = offer_api(config.api).await?;
+    let api = api.map(|api| tokio::spawn(api.serve(calls, event_loop.newest_happening())));
     let link = link.map(|link| tokio::spawn(link.run(ended(shutdown.clone()))));
     let signals = tokio::spawn(await_signal(end));
 
-    let sources =
-        Sources { runtime: runtime_events, link: link_events, calls: api_calls, shutdown };
+    let sources = Sources {
+        runtime: runtime_events,
+        link: link_events,
+        calls: api_calls,
+        probes: probed,
+        shutdown,
+    };
     let rest = event_loop.run(sources).await;
     // Takes leave of the broker within its own time limit.
     if let Some(link) = link {
@@ -89,28 +136,57 @@ async fn daemon(config: Config) -> Result<()> {
     }
     drop(rest);
     follow.abort();
+    probes.abort();
     signals.abort();
     store.close().await;
+    if let Some(api) = api {
+        api.await.context("the API's task failed")?;
+    }
     info!("ended; workloads keep running");
-    serve.await.context("the API's task failed")?
+    Ok(())
+}
+
+/// The keys of those whose orders are obeyed, and what is to be said of them. Without any, what was
+/// accepted before still runs; new orders are refused.
+fn trusted_keys(files: &[PathBuf]) -> (TrustedKeys, Finding) {
+    const NAME: &str = "trust";
+    if files.is_empty() {
+        let message = "nobody's orders are obeyed: no key is named";
+        return (TrustedKeys::none(), Finding::bad(NAME, "no-keys", message));
+    }
+    match TrustedKeys::load(files) {
+        Ok(keys) => {
+            let ids: Vec<_> = keys.ids().collect();
+            let message = format!("orders signed by {} are obeyed", ids.join(", "));
+            (keys, Finding::good(NAME, "keys-loaded", message))
+        }
+        Err(error) => {
+            let message = format!("no new order can be obeyed: {}", chain(&error));
+            (TrustedKeys::none(), Finding::bad(NAME, "keys-unusable", message))
+        }
+    }
+}
+
+/// What is to be said of the registries' certificates.
+fn registries(troubles: &[ImagesError]) -> Finding {
+    const NAME: &str = "registries";
+    let troubles: Vec<_> = troubles.iter().map(|trouble| chain(trouble)).collect();
+    match troubles.is_empty() {
+        true => Finding::good(NAME, "usable", "what is configured for registries can be used"),
+        false => Finding::bad(NAME, "certificates-unusable", troubles.join("; ")),
+    }
 }
 
 /// Workloads matter more than the local API: without it the agent goes on, unless that is because
 /// another agent is at work.
-async fn offer_api(
-    serve: impl Future<Output = Result<(), ApiError>>,
-    end: watch::Sender<bool>,
-) -> Result<()> {
-    match serve.await {
-        Err(error @ ApiError::InUse(_)) => {
-            end.send_replace(true);
-            Err(error.into())
-        }
+async fn offer_api(config: ApiConfig) -> Result<Option<Api>> {
+    match Api::listen(config).await {
+        Ok(api) => Ok(Some(api)),
+        Err(error @ ApiError::InUse(_)) => Err(error.into()),
         Err(error) => {
             error!(error = chain(&error), "there is no local API");
-            Ok(())
+            Ok(None)
         }
-        Ok(()) => Ok(()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The configuration file, TOML: read once at start, refused as a whole if anything in it is wrong.
 
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use coracle_protocol::GatewayId;
@@ -12,25 +14,50 @@ pub const DEFAULT_PATH: &str = "/etc/coracle/coracle.toml";
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Which gateway this is.
-    pub gateway: GatewayId,
+    /// Which gateway this is. Without it the identity says so.
+    #[serde(default)]
+    pub gateway: Option<GatewayId>,
     /// Directory for everything that must survive a reboot.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
+    /// Directory for what must not survive a reboot: network namespaces, what pods find mounted. A
+    /// file system in memory.
+    #[serde(default = "default_runtime_dir")]
+    pub runtime_dir: PathBuf,
+    /// Directory of the installed identity (see [`crate::identity`]); `STATE_DIR/identity` by default.
+    #[serde(default)]
+    pub identity: Option<PathBuf>,
+    /// Directory of the identity given in the factory, such as a partition mounted read-only.
+    #[serde(default = "default_factory")]
+    pub factory: PathBuf,
+    /// What orders may ask of this gateway (see [`crate::policy`]).
+    #[serde(default = "default_policy")]
+    pub policy: PathBuf,
     /// Signed orders to start from when there are none, such as those baked into an OS image.
     #[serde(default)]
     pub factory_orders: Option<PathBuf>,
-    /// Whose orders are obeyed.
-    pub trust: TrustConfig,
+    /// Whose orders are obeyed. Without it the identity says so.
+    #[serde(default)]
+    pub trust: Option<TrustConfig>,
     /// The container runtime.
     #[serde(default)]
     pub containerd: ContainerdConfig,
-    /// The broker. Without it the gateway is run locally, by `coracle apply`.
+    /// The broker; what is not said here, the identity says. Without either the gateway is run
+    /// locally, by `coracle apply`.
     #[serde(default)]
-    pub link: Option<LinkConfig>,
+    pub link: Option<LinkTable>,
+    /// Network plugins.
+    #[serde(default)]
+    pub cni: CniConfig,
     /// The local API.
     #[serde(default)]
     pub api: ApiConfig,
+    /// What containers say.
+    #[serde(default)]
+    pub logs: LogsConfig,
+    /// Who judges configurations by their templates.
+    #[serde(default)]
+    pub templates: TemplatesConfig,
     /// Registries that need more than HTTPS with the system's certificates.
     #[serde(default)]
     pub registries: Vec<RegistryConfig>,
@@ -72,14 +99,179 @@ impl Default for ContainerdConfig {
     }
 }
 
-/// The broker, and how to be known there.
+/// The network plugins (<https://www.cni.dev/docs/spec/>).
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
+pub struct CniConfig {
+    /// Directories that may hold them, the first to be looked into first.
+    pub plugin_dirs: Vec<PathBuf>,
+    /// A network configuration list (`.conflist`) to use instead of the agent's own.
+    pub conflist: Option<PathBuf>,
+    /// The bridge of the agent's own network.
+    pub bridge: BridgeName,
+    /// The addresses of the agent's own network; the first one is the gateway's.
+    pub subnet: Subnet,
+    /// Name servers for pods, instead of the gateway's own.
+    pub dns: Vec<IpAddr>,
+}
+
+/// Name of a network interface: up to 15 letters, digits, `-`, `_` and dots, not a dot first.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct BridgeName(String);
+
+impl BridgeName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for BridgeName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        let good = (1..=15).contains(&name.len())
+            && name.bytes().all(plain)
+            && name.as_bytes()[0].is_ascii_alphanumeric();
+        if good { Ok(Self(name)) } else { Err(format!("{name:?} is no name for a bridge")) }
+    }
+}
+
+/// A block of IPv4 addresses with room for the gateway and pods, such as `10.88.0.0/16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Subnet {
+    address: Ipv4Addr,
+    prefix: u8,
+}
+
+impl Subnet {
+    /// The gateway's own address in it: the first.
+    pub fn gateway(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.address.to_bits() + 1)
+    }
+}
+
+impl TryFrom<String> for Subnet {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let refused =
+            || format!("{text:?} is no IPv4 network of /8 to /29, such as \"10.88.0.0/16\"");
+        let (address, prefix) = text.split_once('/').ok_or_else(refused)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| refused())?;
+        let prefix: u8 = prefix.parse().map_err(|_| refused())?;
+        let whole = (8..=29).contains(&prefix) && address.to_bits() << prefix == 0;
+        if whole { Ok(Self { address, prefix }) } else { Err(refused()) }
+    }
+}
+
+impl fmt::Display for Subnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::parse("").expect("every key may be left out")
+    }
+}
+
+impl Default for CniConfig {
+    fn default() -> Self {
+        let usual = ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"];
+        Self {
+            plugin_dirs: usual.map(PathBuf::from).to_vec(),
+            conflist: None,
+            bridge: BridgeName("coracle0".into()),
+            subnet: Subnet { address: Ipv4Addr::new(10, 88, 0, 0), prefix: 16 },
+            dns: Vec::new(),
+        }
+    }
+}
+
+/// `[link]` as written in a file: each key may be left to another file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LinkTable {
+    /// See [`LinkConfig::host`].
+    pub host: Option<String>,
+    /// See [`LinkConfig::port`]; 8883 by default.
+    pub port: Option<u16>,
+    /// See [`LinkConfig::ca`].
+    pub ca: Option<PathBuf>,
+    /// See [`LinkConfig::cert`].
+    pub cert: Option<PathBuf>,
+    /// See [`LinkConfig::key`].
+    pub key: Option<PathBuf>,
+    /// See [`LinkConfig::keep_alive_seconds`]; 60 by default, at least 5.
+    pub keep_alive_seconds: Option<u16>,
+    /// See [`LinkConfig::session_expiry_seconds`]; 3600 by default.
+    pub session_expiry_seconds: Option<u32>,
+    /// See [`LinkConfig::reconnect_window_seconds`]; 30 by default.
+    pub reconnect_window_seconds: Option<u32>,
+}
+
+impl LinkTable {
+    /// These keys, and those of `other` where there is none.
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            host: self.host.or(other.host),
+            port: self.port.or(other.port),
+            ca: self.ca.or(other.ca),
+            cert: self.cert.or(other.cert),
+            key: self.key.or(other.key),
+            keep_alive_seconds: self.keep_alive_seconds.or(other.keep_alive_seconds),
+            session_expiry_seconds: self.session_expiry_seconds.or(other.session_expiry_seconds),
+            reconnect_window_seconds: self
+                .reconnect_window_seconds
+                .or(other.reconnect_window_seconds),
+        }
+    }
+
+    /// What is missing to make it whole.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let there = [
+            ("host", self.host.is_some()),
+            ("ca", self.ca.is_some()),
+            ("cert", self.cert.is_some()),
+            ("key", self.key.is_some()),
+        ];
+        there.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect()
+    }
+
+    /// The whole of it; `None` if no host or no file is named for something.
+    pub fn complete(self) -> Option<LinkConfig> {
+        Some(LinkConfig {
+            host: self.host?,
+            port: self.port.unwrap_or(8883),
+            ca: self.ca?,
+            cert: self.cert?,
+            key: self.key?,
+            keep_alive_seconds: self.keep_alive_seconds.unwrap_or(60),
+            session_expiry_seconds: self.session_expiry_seconds.unwrap_or(3600),
+            reconnect_window_seconds: self.reconnect_window_seconds.unwrap_or(30),
+        })
+    }
+
+    /// Checks the values that are there.
+    pub fn check(&self) -> Result<(), &'static str> {
+        match self.keep_alive_seconds {
+            Some(0..5) => Err("link.keep_alive_seconds must be at least 5"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The broker, and how to be known there.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkConfig {
     /// Host name or address, as in the broker's certificate.
     pub host: String,
     /// TCP port.
-    #[serde(default = "default_mqtt_port")]
     pub port: u16,
     /// File with the certificates of the authorities that vouch for the broker, PEM.
     pub ca: PathBuf,
@@ -88,13 +280,10 @@ pub struct LinkConfig {
     /// File with this gateway's private key, PEM.
     pub key: PathBuf,
     /// Seconds between signs of life on an idle connection.
-    #[serde(default = "default_keep_alive")]
     pub keep_alive_seconds: u16,
     /// Seconds that the broker keeps the session after the connection is lost.
-    #[serde(default = "default_session_expiry")]
     pub session_expiry_seconds: u32,
     /// Window of the first reconnect delay, in seconds; the delay is drawn evenly from it.
-    #[serde(default = "default_reconnect_window")]
     pub reconnect_window_seconds: u32,
 }
 
@@ -111,6 +300,68 @@ pub struct ApiConfig {
 impl Default for ApiConfig {
     fn default() -> Self {
         Self { socket: "/run/coracle/api.sock".into(), group: None }
+    }
+}
+
+/// What containers say, kept on the gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogsConfig {
+    /// Directory of all containers' logs; `STATE_DIR/logs` by default.
+    pub dir: Option<PathBuf>,
+    /// KiB at which a container's file is full; at least 16.
+    pub file_kib: u32,
+    /// Most files of one container; at least 2.
+    pub files: u32,
+    /// Most MiB of all containers together; at least 1.
+    pub total_mib: u32,
+    /// The program that writes them.
+    pub program: PathBuf,
+}
+
+impl Default for LogsConfig {
+    fn default() -> Self {
+        let program = "/usr/libexec/coracle/coracle-log".into();
+        Self { dir: None, file_kib: 1024, files: 4, total_mib: 64, program }
+    }
+}
+
+impl LogsConfig {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.file_kib < 16 {
+            return Err("logs.file_kib must be at least 16");
+        }
+        if self.files < 2 {
+            return Err(
+                "logs.files must be at least 2: the oldest file goes when the newest is full",
+            );
+        }
+        if self.total_mib < 1 || u64::from(self.total_mib) * 1024 < u64::from(self.file_kib) {
+            return Err("logs.total_mib must be at least 1, and hold one file of file_kib");
+        }
+        if !self.program.is_absolute() || self.dir.as_ref().is_some_and(|dir| !dir.is_absolute()) {
+            return Err("logs.program and logs.dir must be absolute paths");
+        }
+        Ok(())
+    }
+}
+
+/// Who judges configurations by their templates.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TemplatesConfig {
+    /// The program that does; see [`crate::config_check::program`] for which one without it.
+    pub program: Option<PathBuf>,
+}
+
+impl TemplatesConfig {
+    fn check(&self) -> Result<(), &'static str> {
+        match &self.program {
+            Some(program) if !program.is_absolute() => {
+                Err("templates.program must be an absolute path")
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -132,20 +383,16 @@ fn default_state_dir() -> PathBuf {
     "/var/lib/coracle".into()
 }
 
-fn default_mqtt_port() -> u16 {
-    8883
+fn default_runtime_dir() -> PathBuf {
+    "/run/coracle".into()
 }
 
-fn default_keep_alive() -> u16 {
-    60
+fn default_policy() -> PathBuf {
+    crate::policy::DEFAULT_PATH.into()
 }
 
-fn default_session_expiry() -> u32 {
-    3600
-}
-
-fn default_reconnect_window() -> u32 {
-    30
+fn default_factory() -> PathBuf {
+    "/factory".into()
 }
 
 /// The configuration cannot be used.
@@ -180,16 +427,27 @@ impl Config {
         Self::parse(&text).map_err(|message| ConfigError::Invalid { path: path.into(), message })
     }
 
+    /// Where an identity is installed.
+    pub fn identity_dir(&self) -> PathBuf {
+        self.identity.clone().unwrap_or_else(|| self.state_dir.join("identity"))
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
-        if config.trust.keys.is_empty() {
+        if config.trust.as_ref().is_some_and(|trust| trust.keys.is_empty()) {
             return Err("trust.keys is empty: no order could ever be accepted".into());
         }
-        if let Some(link) = &config.link {
-            if link.keep_alive_seconds < 5 {
-                return Err("link.keep_alive_seconds must be at least 5".into());
-            }
+        if config.gateway.is_some_and(GatewayId::is_nil) {
+            return Err("gateway is the nil UUID, which is nobody's".into());
         }
+        if config.identity_dir().file_name().is_none() {
+            return Err("identity must name a directory of its own".into());
+        }
+        if let Some(link) = &config.link {
+            link.check()?;
+        }
+        config.logs.check()?;
+        config.templates.check()?;
         for registry in &config.registries {
             if registry.plain_http && registry.ca.is_some() {
                 return Err(format!(
@@ -217,6 +475,26 @@ mod tests {
         let config = Config::parse(GOOD).unwrap();
         assert_eq!(config.containerd.namespace, "coracle");
         assert!(config.link.is_none());
+        assert_eq!(config.identity_dir(), Path::new("/var/lib/coracle/identity"));
+        assert!(Config::parse("").unwrap().gateway.is_none());
+    }
+
+    #[test]
+    fn a_network_of_our_own_is_a_whole_block_of_addresses() {
+        let cni = |line: &str| Config::parse(&format!("[cni]\n{line}")).map(|config| config.cni);
+        let small = cni("subnet = \"192.168.7.8/29\"\nbridge = \"pods.0\"").unwrap();
+        assert_eq!(small.subnet.gateway().to_string(), "192.168.7.9");
+        assert_eq!(small.subnet.to_string(), "192.168.7.8/29");
+        assert_eq!(CniConfig::default().subnet.gateway().to_string(), "10.88.0.1");
+        for bad in ["10.88.0.0", "10.88.0.1/16", "10.0.0.0/7", "10.0.0.0/30", "fd00::/64", "x/8"] {
+            let error = cni(&format!("subnet = {bad:?}")).unwrap_err();
+            assert!(error.contains("no IPv4 network"), "{bad}: {error}");
+        }
+        for bad in ["", "a b", "../x", ".", "a/b", "0123456789abcdef"] {
+            let error = cni(&format!("bridge = {bad:?}")).unwrap_err();
+            assert!(error.contains("no name for a bridge"), "{bad}: {error}");
+        }
+        assert_eq!(cni("dns = [\"192.0.2.53\", \"2001:db8::53\"]").unwrap().dns.len(), 2);
     }
 
     #[test]
@@ -228,5 +506,17 @@ mod tests {
         let error =
             Config::parse(&GOOD.replace("[\"/etc/coracle/orders.pub\"]", "[]")).unwrap_err();
         assert!(error.contains("trust.keys"), "{error}");
+        for (key, value) in [
+            ("file_kib", "15"),
+            ("files", "1"),
+            ("total_mib", "0"),
+            ("program", "\"coracle-log\""),
+            ("dir", "\"logs\""),
+        ] {
+            let error = Config::parse(&format!("[logs]\n{key} = {value}")).unwrap_err();
+            assert!(error.contains(&format!("logs.{key}")), "{error}");
+        }
+        let error = Config::parse("[templates]\nprogram = \"config-check\"").unwrap_err();
+        assert!(error.contains("templates.program"), "{error}");
     }
 }

@@ -7,11 +7,19 @@
 //! | file | what it does |
 //! |---|---|
 //! | `act` | begins what the plan says, takes in what came of it |
+//! | `alive` | signs of life for the service manager |
+//! | `by_hand` | workloads that somebody starts, stops, drains, restarts |
+//! | `local` | what only this gateway can tell: volumes, public keys |
 //! | `look` | what exists: lists, exits, containerd coming and going |
+//! | `lead` | what probes say, and where shared ports lead |
 //! | `obey` | orders: judged, stored, acknowledged, put into force |
 //! | `tell` | reports, presence, status |
 
 mod act;
+mod alive;
+mod by_hand;
+mod lead;
+mod local;
 mod look;
 mod obey;
 mod tell;
@@ -19,13 +27,15 @@ mod tell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use coracle_core::history::{History, Now};
+use coracle_core::history::{History, Now, RecordId};
 use coracle_core::image::ImageRef;
-use coracle_core::name::{ContainerId, ReplicaId, WorkloadName};
-use coracle_core::observed::{Busy, Exit, Observed};
+use coracle_core::name::{ContainerId, ReplicaId};
+use coracle_core::observed::{Busy, Exit, Health as HealthOfContainer, Observed};
+use coracle_core::orders::Orders;
 use coracle_core::plan::Plan;
-use coracle_core::reconcile::{Orders, reconcile};
+use coracle_core::reconcile::reconcile;
 use coracle_core::report::Conditions;
+use coracle_core::traffic::Traffic;
 use coracle_protocol::presence::Machine;
 use coracle_protocol::reported::Refused;
 use coracle_protocol::{GatewayId, Timestamp};
@@ -35,14 +45,20 @@ use tracing::info;
 
 use crate::clock::Clock;
 use crate::execute::{Execute, Failure, Outcome, Seen};
+use crate::health::Health;
 use crate::images::Progress;
 use crate::intake::InForce;
 use crate::journal::Journal;
 use crate::link::{AckToken, LinkEvent, LinkHandle};
+use crate::preflight::Preflight;
+use crate::readiness::Readiness;
 use crate::runtime::RuntimeEvent;
 use crate::status::{Call, LinkStatus};
 use crate::store::{Store, StoreError, StoredOrder};
+use crate::systemd::ServiceManager;
 use crate::trust::TrustedKeys;
+
+pub use local::Local;
 
 /// Everything that can happen.
 #[derive(Debug)]
@@ -51,6 +67,8 @@ pub enum Event {
     Runtime(RuntimeEvent),
     /// On the link to the broker.
     Link(LinkEvent),
+    /// What the probes of a container say has changed.
+    Probed(ContainerId, HealthOfContainer),
     /// Somebody asks something through the local API.
     Call(Call),
     /// Background work is done.
@@ -72,7 +90,11 @@ pub enum Done {
         seen: Result<Seen, Failure>,
     },
     /// Histories were stored, or not.
-    Recorded(Vec<ReplicaId>, Result<(), StoreError>),
+    Recorded(Vec<RecordId>, Result<(), StoreError>),
+    /// Shared ports lead there now, or not.
+    Shared(Traffic, Result<(), Failure>),
+    /// Whether the store gave its sign of life.
+    StoreAnswered(bool),
     /// Nothing: it was called off.
     CalledOff,
 }
@@ -86,6 +108,8 @@ pub struct Sources {
     pub link: Option<mpsc::Receiver<LinkEvent>>,
     /// From the API.
     pub calls: mpsc::Receiver<Call>,
+    /// From `probes::run`.
+    pub probes: mpsc::Receiver<(ContainerId, HealthOfContainer)>,
     /// Becomes true when the agent is to end.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -107,6 +131,16 @@ pub struct Setup<E> {
     pub link: Option<LinkHandle>,
     /// `HOST:PORT` of the broker.
     pub broker: Option<String>,
+    /// What an order is judged by beyond its document.
+    pub preflight: Preflight,
+    /// What the gateway offers.
+    pub health: Health,
+    /// Is told how we are.
+    pub manager: ServiceManager,
+    /// Volumes and keys.
+    pub local: Local,
+    /// Who was ready before.
+    pub readiness: Readiness,
 }
 
 /// The state of the agent.
@@ -116,6 +150,7 @@ pub struct EventLoop<E> {
     machine: Machine,
     keys: TrustedKeys,
     store: Store,
+    preflight: Preflight,
     hands: E,
     link: Option<LinkHandle>,
     clock: Clock,
@@ -139,7 +174,7 @@ pub struct EventLoop<E> {
     conditions: Conditions,
 
     work: JoinSet<Done>,
-    busy: BTreeMap<WorkloadName, Busy>,
+    busy: BTreeMap<ReplicaId, Busy>,
     pulls: BTreeMap<ImageRef, Pull>,
     /// Ends of containers whose start has not been told yet.
     early_exits: BTreeMap<ContainerId, (u32, Exit)>,
@@ -148,11 +183,18 @@ pub struct EventLoop<E> {
     looking: bool,
     /// When to look next if nothing asks for it before.
     look_at: Option<Duration>,
+    /// When to look next at what the gateway itself offers.
+    look_around_at: Duration,
     /// containerd answers.
     reachable: bool,
     containerd_version: String,
 
     link_status: Option<LinkStatus>,
+    leading: lead::Leading,
+    health: Health,
+    life: alive::Life,
+    local: Local,
+    readiness: Readiness,
     telling: tell::Telling,
 }
 
@@ -189,6 +231,7 @@ impl<E: Execute> EventLoop<E> {
             machine: setup.machine,
             keys: setup.keys,
             store: setup.store,
+            preflight: setup.preflight,
             hands: setup.hands,
             link: setup.link,
             clock: Clock::start(),
@@ -212,9 +255,15 @@ impl<E: Execute> EventLoop<E> {
             epoch: 0,
             looking: false,
             look_at: None,
+            look_around_at: Duration::ZERO,
             reachable: false,
             containerd_version: String::new(),
             link_status,
+            leading: lead::Leading::default(),
+            health: setup.health,
+            life: alive::Life::new(setup.manager),
+            local: setup.local,
+            readiness: setup.readiness,
             telling: tell::Telling::default(),
         }
     }
@@ -227,10 +276,12 @@ impl<E: Execute> EventLoop<E> {
     /// Runs until told to end. What was started keeps running.
     pub async fn run(mut self, mut sources: Sources) -> Self {
         self.step().await;
+        self.say_ready();
         while let Some(event) = self.next(&mut sources).await {
             self.handle(event).await;
             self.step().await;
         }
+        self.say_stopping();
         self.work.shutdown().await;
         self
     }
@@ -261,6 +312,7 @@ impl<E: Execute> EventLoop<E> {
                 })))
             }
             Some(event) = link => Some(Event::Link(event)),
+            Some((id, health)) = sources.probes.recv() => Some(Event::Probed(id, health)),
             Some(call) = sources.calls.recv() => Some(Event::Call(call)),
             () = wake => Some(Event::Wake),
         }
@@ -272,9 +324,12 @@ impl<E: Execute> EventLoop<E> {
             Event::Runtime(event) => self.on_runtime(event),
             Event::Link(event) => self.on_link(event).await,
             Event::Call(call) => self.on_call(call).await,
+            Event::Probed(id, health) => self.on_probed(id, health),
+            Event::Done(Done::Shared(traffic, result)) => self.on_shared(traffic, result),
             Event::Done(Done::Acted(outcome)) => self.on_outcome(*outcome),
             Event::Done(Done::Looked { epoch, seen }) => self.on_looked(epoch, seen),
-            Event::Done(Done::Recorded(replicas, result)) => self.on_recorded(replicas, result),
+            Event::Done(Done::Recorded(containers, result)) => self.on_recorded(containers, result),
+            Event::Done(Done::StoreAnswered(answered)) => self.on_store_answered(answered),
             Event::Done(Done::CalledOff) => {}
             Event::Wake => {}
         }
@@ -285,14 +340,18 @@ impl<E: Execute> EventLoop<E> {
         self.store_again().await;
         self.look_if_due();
         let now = self.clock.now();
+        self.ask_store(now);
         self.refresh_observed();
         self.history
             .learn(&self.observed, now, |id, definition| self.orders.policy(id, definition));
+        self.learn_of_updates(now);
         self.plan = reconcile(&self.orders, &self.observed, &self.history, now);
         if self.begin() {
             self.refresh_observed();
         }
+        self.ask_and_share(now);
         self.record();
+        self.say_leftovers();
         self.tell(now).await;
     }
 
@@ -300,7 +359,16 @@ impl<E: Execute> EventLoop<E> {
     fn wake_in(&self) -> Option<Duration> {
         let order = self.unstored.as_ref().map(|unstored| unstored.again_at);
         let look = self.look_at.filter(|_| !self.looking);
-        let moments = [self.plan.wake_at, order, self.record_again_at, look, self.telling.due()];
+        let moments = [
+            self.plan.wake_at,
+            order,
+            self.record_again_at,
+            look,
+            self.telling.due(),
+            self.leading.due(),
+            self.life.due(),
+            Some(self.look_around_at),
+        ];
         moments.into_iter().flatten().min().map(|moment| self.clock.until(moment))
     }
 

@@ -3,16 +3,33 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::future::Future;
+use std::sync::Arc;
 
 use coracle_core::backoff::Retry;
+use coracle_core::desired::{self, Check};
 use coracle_core::image::{Digest, ImageRef};
 use coracle_core::name::{ContainerId, ReplicaId};
-use coracle_core::observed::Container;
-use coracle_core::plan::{Action, Start, Stop};
+use coracle_core::observed::{Container, Pod};
+use coracle_core::plan::{Action, Adjust, Refresh, Start, Stop, Why};
+use coracle_core::probe::Before;
+use coracle_core::traffic::Traffic;
 use tokio::sync::watch;
+use tracing::warn;
 
+use crate::clock::monotonic_now;
+pub use crate::error_chain::chain;
 use crate::images::{ImageError, Images, Progress};
+use crate::mounts::MountError;
+use crate::network::NetworkError;
+use crate::policy::HostPathProblem;
+use crate::probes::{self, ProbeTarget};
 use crate::runtime::{Runtime, RuntimeError};
+use crate::workload_identity::IdentityError;
+
+mod around;
+mod commands;
+
+pub use around::Around;
 
 /// Longest message of a failure, in characters.
 const MAX_MESSAGE: usize = 300;
@@ -24,6 +41,17 @@ pub struct Seen {
     pub containers: BTreeMap<ContainerId, Container>,
     /// Images that are complete and unpacked.
     pub images: BTreeMap<ImageRef, Digest>,
+    /// What is around our containers; or why that cannot be told.
+    pub pods: Result<BTreeMap<ReplicaId, Pod>, Failure>,
+}
+
+/// A container that was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// Process id of its main process.
+    pub pid: u32,
+    /// What is around it.
+    pub pod: Pod,
 }
 
 /// What came of an action.
@@ -31,10 +59,16 @@ pub struct Seen {
 pub enum Outcome {
     /// Of [`Action::Pull`].
     Pulled(ImageRef, Result<Digest, Failure>),
-    /// Of [`Action::Start`]: the process id.
-    Started(Start, Result<u32, Failure>),
+    /// Of [`Action::Start`].
+    Started(Start, Result<Started, Failure>),
     /// Of [`Action::Stop`] and [`Action::Remove`].
-    Ended(ReplicaId, ContainerId, Result<(), Failure>),
+    Ended(ReplicaId, ContainerId, Why, Result<(), Failure>),
+    /// Of [`Action::Adjust`].
+    Adjusted(Adjust, Result<(), Failure>),
+    /// Of [`Action::Refresh`]: what is around the containers now.
+    Refreshed(Refresh, Result<Pod, Failure>),
+    /// Of [`Action::Clear`].
+    Cleared(ReplicaId, Result<(), Failure>),
     /// Of [`Action::RemoveImage`].
     Forgotten(ImageRef, Result<(), Failure>),
 }
@@ -61,6 +95,35 @@ pub trait Execute: Clone + Send + Sync + 'static {
 
     /// Looks at everything there is.
     fn look(&self) -> impl Future<Output = Result<Seen, Failure>> + Send;
+
+    /// Makes shared ports lead where they are to.
+    fn share(&self, traffic: Traffic) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// These containers are to be asked whether they do their work, and no others.
+    fn ask(&self, asked: Vec<Asked>);
+}
+
+/// A container that is asked whether it does its work.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Of which replica.
+    pub replica: ReplicaId,
+    /// Its id.
+    pub id: ContainerId,
+    /// Which process it is now.
+    pub pid: u32,
+    /// With its probes.
+    pub container: Arc<desired::Container>,
+    /// What it counts as before the first answer.
+    pub before: Before,
+}
+
+impl PartialEq for Asked {
+    /// Whether the same is asked of the same process.
+    fn eq(&self, other: &Self) -> bool {
+        (&self.id, self.pid) == (&other.id, other.pid)
+            && self.container.probes == other.container.probes
+    }
 }
 
 /// Acts through the adapters.
@@ -68,15 +131,68 @@ pub trait Execute: Clone + Send + Sync + 'static {
 pub struct Executor<R> {
     runtime: R,
     images: Images,
+    around: Around,
+    probes: watch::Sender<Vec<ProbeTarget>>,
 }
 
 impl<R: Runtime> Executor<R> {
     /// Joins the adapters.
-    pub fn new(runtime: R, images: Images) -> Self {
-        Self { runtime, images }
+    pub fn new(
+        runtime: R,
+        images: Images,
+        around: Around,
+        probes: watch::Sender<Vec<ProbeTarget>>,
+    ) -> Self {
+        Self { runtime, images, around, probes }
     }
 
-    async fn start(&self, start: &Start) -> Result<u32, Failure> {
+    /// Lets a container end as it is to: first no new connection comes to its replica, then it
+    /// drains, then it is told.
+    async fn stop(&self, stop: &Stop) -> Result<(), Failure> {
+        if let Err(failure) = self.around.withdraw(&stop.replica).await {
+            // What is to end ends all the same, at the cost of connections that come meanwhile.
+            let error = failure.message;
+            warn!(replica = %stop.replica, error, "ports may still lead to what is stopped");
+        }
+        tokio::time::sleep(stop.drain).await;
+        let begun = monotonic_now();
+        if let Some(hook) = &stop.pre_stop {
+            match tokio::time::timeout(stop.grace, self.run_hook(stop, hook)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    warn!(id = %stop.id, error, "what was to be done before the stop")
+                }
+                Err(_) => warn!(id = %stop.id, "what was to be done before the stop took too long"),
+            }
+        }
+        let grace = stop.grace.saturating_sub(begun.elapsed());
+        Ok(self.runtime.stop(&Stop { grace, ..stop.clone() }).await?)
+    }
+
+    /// Does what is to be done before a container is told to end.
+    async fn run_hook(&self, stop: &Stop, hook: &Check) -> Result<(), String> {
+        match hook {
+            Check::Exec(command) => {
+                let exit = self.runtime.exec(&stop.id, command, stop.grace).await;
+                match exit.map_err(|error| chain(&error))? {
+                    0 => Ok(()),
+                    code => Err(format!("{} ended with exit code {code}", command[0])),
+                }
+            }
+            Check::Http { port, path, headers } => {
+                let netns = self.around.namespace(&stop.replica);
+                let status =
+                    probes::request_in(netns.as_deref(), *port, path, headers, stop.grace).await;
+                match status.map_err(|error| chain(&error))? {
+                    200..=399 => Ok(()),
+                    status => Err(format!("GET {path} answered {status}")),
+                }
+            }
+            Check::Tcp { .. } => Err("a connection is no hook".into()),
+        }
+    }
+
+    async fn start(&self, start: &Start) -> Result<Started, Failure> {
         let reference = &start.container.image;
         let image = match self.images.local(reference).await {
             Ok(image) => image,
@@ -86,13 +202,14 @@ impl<R: Runtime> Executor<R> {
             }
             Err(error) => return Err(error.into()),
         };
-        match self.runtime.start(start, &image).await {
+        let (surroundings, pod) = self.around.make(start).await?;
+        match self.runtime.start(start, &image, &surroundings).await {
             Err(error @ RuntimeError::ImageMissing { .. }) => {
                 // So that it is no longer taken for complete, and fetched again.
                 self.images.remove(reference).await?;
                 Err(error.into())
             }
-            result => Ok(result?),
+            result => Ok(Started { pid: result?, pod }),
         }
     }
 }
@@ -109,13 +226,25 @@ impl<R: Runtime> Execute for Executor<R> {
                 Outcome::Started(start, result)
             }
             Action::Stop(stop) => {
-                let result = self.runtime.stop(&stop).await;
-                let Stop { replica, id, .. } = stop;
-                Outcome::Ended(replica, id, result.map_err(Failure::from))
+                let result = self.stop(&stop).await;
+                let Stop { replica, id, why, .. } = stop;
+                Outcome::Ended(replica, id, why, result)
             }
             Action::Remove { replica, id } => {
                 let result = self.runtime.remove(&id).await;
-                Outcome::Ended(replica, id, result.map_err(Failure::from))
+                Outcome::Ended(replica, id, Why::Unwanted, result.map_err(Failure::from))
+            }
+            Action::Adjust(adjust) => {
+                let result = self.runtime.set_limits(&adjust.id, &adjust.limits).await;
+                Outcome::Adjusted(adjust, result.map_err(Failure::from))
+            }
+            Action::Refresh(refresh) => {
+                let result = self.around.refresh(&refresh).await;
+                Outcome::Refreshed(refresh, result)
+            }
+            Action::Clear { replica } => {
+                let result = self.around.clear(&replica).await;
+                Outcome::Cleared(replica, result)
             }
             Action::RemoveImage { image } => {
                 let result = self.images.remove(&image).await;
@@ -127,7 +256,22 @@ impl<R: Runtime> Execute for Executor<R> {
     async fn look(&self) -> Result<Seen, Failure> {
         let containers = self.runtime.list().await?;
         let images = self.images.list().await?;
-        Ok(Seen { containers, images })
+        Ok(Seen { containers, images, pods: self.around.list() })
+    }
+
+    async fn share(&self, traffic: Traffic) -> Result<(), Failure> {
+        self.around.share(&traffic).await
+    }
+
+    fn ask(&self, asked: Vec<Asked>) {
+        let target = |asked: Asked| ProbeTarget {
+            netns: self.around.namespace(&asked.replica),
+            id: asked.id,
+            pid: asked.pid,
+            container: asked.container,
+            before: asked.before,
+        };
+        self.probes.send_replace(asked.into_iter().map(target).collect());
     }
 }
 
@@ -151,17 +295,32 @@ impl From<ImageError> for Failure {
     }
 }
 
-/// An error and its causes in one line. Causes that the message before them repeats are left out.
-pub fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !line.contains(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        cause = error.source();
+impl From<NetworkError> for Failure {
+    fn from(error: NetworkError) -> Self {
+        Self::new(&error, error.retry(), false)
     }
-    line
+}
+
+impl From<MountError> for Failure {
+    fn from(error: MountError) -> Self {
+        Self::new(&error, error.retry(), false)
+    }
+}
+
+impl From<IdentityError> for Failure {
+    fn from(error: IdentityError) -> Self {
+        Self::new(&error, error.retry(), false)
+    }
+}
+
+impl From<HostPathProblem> for Failure {
+    fn from(error: HostPathProblem) -> Self {
+        Self::new(&error, error.retry(), false)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(&error, Retry::Backoff, false)
+    }
 }

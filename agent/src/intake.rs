@@ -3,7 +3,8 @@
 //! In: a signed order from wherever it came. Out: what it orders, or every reason against it.
 //! Deliberately not here: storing it.
 
-use coracle_core::desired::{Desired, Reading, parse};
+use coracle_core::desired::{Accepted, Desired, Read, Reading, read};
+use coracle_core::facts::GatewayFacts;
 use coracle_protocol::{Code, GatewayId, Refusal};
 use ring::digest::{Digest, SHA256, digest};
 use serde_json::Value;
@@ -39,16 +40,42 @@ pub struct InForce {
     pub payload: Option<Digest>,
 }
 
-/// Judges an order that just came.
+/// An order that is signed, new, and for this gateway; what it says is still to be judged.
+#[derive(Debug)]
+pub struct Opened {
+    /// The document, with every reason against it so far.
+    pub read: Read,
+    generation: Option<u64>,
+    payload: Digest,
+}
+
+impl Opened {
+    /// The verdict, with what was found elsewhere.
+    ///
+    /// # Errors
+    /// It is refused.
+    pub fn verdict(self, found: Vec<Refusal>) -> Result<Order, NotTaken> {
+        let Self { read, generation, payload } = self;
+        match read.verdict(found) {
+            Ok(Accepted { desired, unknown_fields, .. }) => {
+                Ok(Order { desired, unknown_fields, payload })
+            }
+            Err(refusals) => Err(NotTaken { generation, refusals }),
+        }
+    }
+}
+
+/// Opens an order that just came. With `facts` it is judged by what the gateway has.
 ///
 /// # Errors
-/// It is in force already, or is refused.
-pub fn judge(
+/// It is in force already, or is refused for what can be told before it is read.
+pub fn open(
     envelope: &[u8],
     keys: &TrustedKeys,
     gateway: GatewayId,
     in_force: InForce,
-) -> Result<Order, NotTaken> {
+    facts: Option<&GatewayFacts>,
+) -> Result<Opened, NotTaken> {
     let refuse = |generation, refusals| NotTaken { generation, refusals };
     let verified = keys.verify(envelope).map_err(|refusal| refuse(None, vec![refusal]))?;
     let payload = payload_digest(&verified.payload);
@@ -80,17 +107,15 @@ pub fn judge(
         };
         return Err(refuse(Some(generation), refusals));
     }
-    match parse(&document, Reading::Tolerant) {
-        Ok(accepted) => Ok(Order {
-            desired: accepted.desired,
-            unknown_fields: accepted.unknown_fields,
-            payload,
-        }),
-        Err(refusals) => Err(refuse(generation, refusals)),
-    }
+    let read = read(&document, Reading::Tolerant, facts);
+    Ok(Opened { read, generation, payload })
 }
 
 fn other_gateway(document: &Value, gateway: GatewayId) -> Option<Refusal> {
+    if gateway.is_nil() {
+        let message = "this gateway was not provisioned: it does not know its own id";
+        return Some(Refusal::new("/gateway", Code::WRONG_GATEWAY, message));
+    }
     let named: GatewayId = document.get("gateway")?.as_str()?.parse().ok()?;
     (named != gateway).then(|| {
         let message = format!("the order is for gateway {named}; this is {gateway}");

@@ -36,7 +36,7 @@ pub fn architecture() -> &'static str {
 }
 
 /// The kernel's boot id: random for each boot.
-fn boot_id() -> String {
+pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 

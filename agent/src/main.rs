@@ -8,9 +8,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use coracle::cli::{self, AgentArgs, Cli, Command, Outcome};
 use coracle::config::Config;
-use coracle::store;
+use coracle::{provision, secret_env, store};
 
 fn main() -> ExitCode {
+    if let Some(code) = secret_env::called_as_wrapper() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -18,6 +21,13 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Agent(args) => match run_agent(&args) {
             Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                print_error(error.as_ref());
+                ExitCode::FAILURE
+            }
+        },
+        Command::Provision(args) => match provision::run(&args) {
+            Ok(line) => say(&line),
             Err(error) => {
                 print_error(error.as_ref());
                 ExitCode::FAILURE
@@ -60,6 +70,13 @@ fn print_error(error: &dyn Error) {
         source = cause.source();
     }
     complain(&text);
+}
+
+fn say(line: &str) -> ExitCode {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 fn complain(text: &str) {

@@ -1,7 +1,7 @@
 //! What the local API says and the command line shows: the shapes that both share, and the calls
 //! that the API makes of the event loop.
 
-use coracle_protocol::{Refusal, ReportedState, Timestamp};
+use coracle_protocol::{GatewayId, Refusal, ReportedState, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -84,6 +84,112 @@ pub struct EventsPage {
     pub agent_started: Timestamp,
 }
 
+/// A named volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// What it takes on the disk, in bytes.
+    pub bytes: u64,
+    /// Whether all of it was looked at; if not, it takes more.
+    pub complete: bool,
+    /// The workloads whose orders name it.
+    #[serde(default)]
+    pub used_by: Vec<String>,
+    /// The replicas that have it mounted, such as `web.0`.
+    #[serde(default)]
+    pub mounted_by: Vec<String>,
+    /// When it was last taken into use, to the hour, or now; unknown if never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used: Option<Timestamp>,
+}
+
+/// `GET /v1/volumes`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volumes {
+    /// By name.
+    pub volumes: Vec<VolumeStatus>,
+}
+
+/// What somebody does to a workload by hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    /// Lets it run again.
+    Start,
+    /// Moves work away from it, then stops it, until it is started by hand.
+    Drain,
+    /// Stops it, until it is started by hand.
+    Stop,
+    /// Replaces its replicas by new ones of the same definition, as an update would.
+    Restart,
+}
+
+impl Operation {
+    const ALL: [Self; 4] = [Self::Start, Self::Drain, Self::Stop, Self::Restart];
+
+    /// As it stands in the path of a request.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Drain => "drain",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+        }
+    }
+
+    /// From the path of a request.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|operation| operation.as_str() == text)
+    }
+}
+
+/// `POST /v1/workloads/NAME/OPERATION`: what was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operated {
+    /// For people.
+    pub message: String,
+    /// Nothing had to be done.
+    pub unchanged: bool,
+}
+
+/// Why nothing was done to a workload.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OperationRefusal {
+    /// The orders name none of that name.
+    #[error("{0}")]
+    Unknown(String),
+    /// It cannot be done to it as it is.
+    #[error("{0}")]
+    Conflict(String),
+    /// It could not be stored.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Why a volume was not removed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VolumeRefusal {
+    /// There is none of that name.
+    #[error("{0}")]
+    Unknown(String),
+    /// Somebody uses it.
+    #[error("{0}")]
+    InUse(String),
+    /// It could not be done.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// `GET /v1/secrets/key`: what secrets for this gateway are sealed with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretsKey {
+    /// Whose key it is; sealed values are bound to it.
+    pub gateway: GatewayId,
+    /// As `coracle-fleet secret seal --key` takes it.
+    pub key: String,
+}
+
 /// The body of every answer of the API that is not the one asked for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Problem {
@@ -117,4 +223,14 @@ pub enum Call {
     Apply(Vec<u8>, oneshot::Sender<Applied>),
     /// The signed order in force, as it was received; `None` if there is none.
     Order(oneshot::Sender<Option<Vec<u8>>>),
+    /// The named volumes, or why they cannot be told.
+    Volumes(oneshot::Sender<Result<Volumes, String>>),
+    /// A named volume to remove with all that is in it.
+    RemoveVolume(String, oneshot::Sender<Result<(), VolumeRefusal>>),
+    /// Something to do to the workload of this name.
+    Operate(String, Operation, oneshot::Sender<Result<Operated, OperationRefusal>>),
+    /// What secrets for this gateway are sealed with, or why that cannot be told.
+    SecretsKey(oneshot::Sender<Result<SecretsKey, String>>),
+    /// What tokens of workloads are verified with, a JWK Set, or why that cannot be told.
+    IdentityKeys(oneshot::Sender<Result<serde_json::Value, String>>),
 }

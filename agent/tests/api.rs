@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api_support::{Answer, FakeAgent, Running, SOON, open_to_all, refusal, wait_for};
-use coracle::api::{self, ApiError, MAX_CONNECTIONS, MAX_READERS};
+use coracle::api::{Api, ApiError, MAX_CONNECTIONS, MAX_READERS};
 use coracle::clock::monotonic_now;
 use coracle::config::ApiConfig;
+use coracle::status::Operation;
 use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
 
 /// Nobody and its group on Debian; any id that is not root's would do.
 const NOBODY: u32 = 65534;
@@ -66,6 +66,41 @@ fn orders_are_accepted_or_refused_with_reasons() {
     assert_eq!(refused.status, 422);
     assert_eq!(refused.json()["refusals"][0]["code"], "old-generation");
     assert_eq!(agent.facts.lock().unwrap().applied, [b"an order".to_vec(), b"another".to_vec()]);
+}
+
+#[test]
+fn workloads_are_operated_by_hand_or_it_is_said_why_not() {
+    let agent = FakeAgent::start();
+    let post = |path: &str| {
+        let answer = agent.ask("POST", &format!("/v1/workloads/{path}"), b"");
+        (answer.status, answer.json())
+    };
+    let done = json!({"message": "the replicas of web are made anew", "unchanged": false});
+    assert_eq!(post("web/restart"), (200, done));
+    let done = json!({"message": "web stops, until it is started by hand", "unchanged": false});
+    assert_eq!(post("web/drain"), (200, done));
+    let done = json!({"message": "web is stopped already", "unchanged": true});
+    assert_eq!(post("web/stop"), (200, done));
+    assert_eq!(post("web/restart"), (409, json!({"error": "web is stopped; start it"})));
+    assert_eq!(post("web/start").0, 200);
+    let unknown = json!({"error": "the orders name no workload \"db\""});
+    assert_eq!(post("db/stop"), (404, unknown));
+    use Operation::{Drain, Restart, Start, Stop};
+    let operated = [Restart, Drain, Stop, Restart, Start].map(|what| ("web".to_owned(), what));
+    assert_eq!(agent.facts.lock().unwrap().operated, operated);
+
+    let no_resource = json!({"error": "there is no such resource"});
+    for path in ["web/pause", "web", "web/", "/stop/", "web/stop/"] {
+        assert_eq!(post(path), (404, no_resource.clone()), "{path}");
+    }
+    // What is no name is the name of nothing.
+    assert_eq!(post("/stop").0, 404);
+    assert_eq!(post("../web/stop").0, 404);
+    let wrong = agent.ask("GET", "/v1/workloads/web/stop", b"");
+    assert!(wrong.status == 405 && wrong.head.contains("allow: post"), "{}", wrong.head);
+    agent.facts.lock().unwrap().store_is_full = true;
+    assert_eq!(post("web/stop").0, 500);
+    assert_eq!(agent.facts.lock().unwrap().operated, operated);
 }
 
 #[test]
@@ -173,6 +208,17 @@ fn the_group_may_read_and_nobody_else() {
     let message = String::from_utf8(denied.stderr).unwrap();
     assert!(message.contains("may give orders [403"), "{message}");
     assert!(agent.facts.lock().unwrap().applied.is_empty());
+    let remove = ["volumes", "rm", "--yes", "data"];
+    let denied = agent.coracle_as(NOBODY, DAEMON, &remove).output().unwrap();
+    let message = String::from_utf8(denied.stderr).unwrap();
+    assert!(message.contains("may remove volumes"), "{message}");
+    for operation in ["start", "stop", "drain", "restart"] {
+        let denied = agent.coracle_as(NOBODY, DAEMON, &[operation, "web"]).output().unwrap();
+        assert_eq!(denied.status.code(), Some(1), "{denied:?}");
+        let message = String::from_utf8(denied.stderr).unwrap();
+        assert!(message.contains("web: only root and the agent's own user may start"), "{message}");
+    }
+    assert!(agent.facts.lock().unwrap().operated.is_empty());
     let fenced = agent.coracle_as(NOBODY, NOBODY, &["status"]).output().unwrap();
     assert_eq!(fenced.status.code(), Some(3), "{fenced:?}");
     let message = String::from_utf8(fenced.stderr).unwrap();
@@ -245,7 +291,7 @@ fn a_stale_socket_is_replaced_and_the_own_one_removed() {
     assert!(socket.exists());
     let agent = FakeAgent::at(Arc::new(dir), None);
     assert_eq!(agent.ask("GET", "/v1/status", b"").status, 200);
-    let message = refused_to_serve(&socket, None);
+    let message = refused(&socket);
     assert!(matches!(message, ApiError::InUse(_)), "{message}");
     assert_eq!(agent.ask("GET", "/v1/status", b"").status, 200);
     let dir = std::fs::metadata(socket.parent().unwrap()).unwrap();
@@ -259,17 +305,21 @@ fn what_is_no_socket_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("api.sock");
     std::fs::write(&file, "precious").unwrap();
-    assert!(matches!(refused_to_serve(&file, None), ApiError::NotASocket(_)));
+    assert!(matches!(refused(&file), ApiError::NotASocket(_)));
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
-    let unknown = refused_to_serve(&dir.path().join("other"), Some("no-such-group-here"));
-    assert!(matches!(unknown, ApiError::UnknownGroup(_)));
 }
 
-fn refused_to_serve(socket: &Path, group: Option<&str>) -> ApiError {
-    let config = ApiConfig { socket: socket.to_owned(), group: group.map(str::to_owned) };
-    let (calls, _called) = mpsc::channel(1);
-    let (_happened, newest) = watch::channel(0);
+#[test]
+fn a_group_that_does_not_exist_leaves_root_alone_with_the_api() {
+    let agent = FakeAgent::with_group(Some("no-such-group-here"));
+    assert_eq!(agent.ask("GET", "/v1/status", b"").status, 200);
+    let mode = std::fs::metadata(&agent.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+fn refused(socket: &Path) -> ApiError {
+    let config = ApiConfig { socket: socket.to_owned(), group: None };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let served = async { tokio::time::timeout(SOON, api::serve(config, calls, newest)).await };
-    runtime.block_on(served).expect("it serves").unwrap_err()
+    let listened = async { tokio::time::timeout(SOON, Api::listen(config)).await };
+    runtime.block_on(listened).expect("it answers at once").unwrap_err()
 }

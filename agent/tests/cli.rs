@@ -11,9 +11,11 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use api_support::{FakeAgent, Running, coracle, refusal};
+use coracle::status::VolumeStatus;
+use coracle_protocol::Timestamp;
 use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Envelope, Signature};
-use coracle_protocol::reported::Phase;
-use serde_json::Value;
+use coracle_protocol::reported::{Phase, ReplicaState, StoppedReport, UpdateReport, UpdateState};
+use serde_json::{Value, json};
 
 const GOOD: &str = r#"{"schema":1,"gateway":"3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11","generation":7,
     "workloads":[{"name":"web","network":"host","containers":[
@@ -43,13 +45,32 @@ fn signed() -> Vec<u8> {
 
 #[test]
 fn help_has_examples_and_exit_codes_and_usage_errors_end_with_2() {
-    for command in ["agent", "validate", "apply", "status", "ps", "events"] {
-        let (code, help, _) = run(&mut coracle(&[command, "--help"]));
+    let with = |command: &'static str, flag: &'static str| -> Vec<&'static str> {
+        command.split(' ').chain([flag]).collect()
+    };
+    for command in [
+        "agent",
+        "validate",
+        "apply",
+        "status",
+        "ps",
+        "events",
+        "logs",
+        "start",
+        "stop",
+        "drain",
+        "restart",
+        "volumes",
+        "volumes rm",
+        "secrets key",
+        "identity keys",
+    ] {
+        let (code, help, _) = run(&mut coracle(&with(command, "--help")));
         assert_eq!(code, 0);
         let example = format!("Examples:\n  coracle {command}");
         assert!(help.contains(&example) && help.contains("Exit codes:"), "{help}");
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
-        let (code, _, error) = run(&mut coracle(&[command, "--no-such-flag"]));
+        let (code, _, error) = run(&mut coracle(&with(command, "--no-such-flag")));
         assert_eq!(code, 2);
         assert!(error.contains("--no-such-flag"), "{error}");
     }
@@ -67,7 +88,9 @@ fn without_an_agent_every_client_ends_with_3_and_says_what_to_do() {
     let order = file(&agent, &signed());
     let nowhere = agent.dir.path().join("nowhere.sock");
     let nowhere = nowhere.to_str().unwrap();
-    for args in [vec!["status"], vec!["ps"], vec!["events"], vec!["apply", &order]] {
+    let operate = ["start", "stop", "drain", "restart"].map(|operation| vec![operation, "web"]);
+    let clients = [vec!["status"], vec!["ps"], vec!["events"], vec!["apply", &order]];
+    for args in clients.into_iter().chain(operate) {
         let (code, output, error) = run(coracle(&args).args(["--socket", nowhere]));
         assert_eq!((code, output.as_str()), (3, ""));
         assert_eq!(
@@ -108,6 +131,53 @@ fn validate_needs_no_agent_and_tells_every_refusal() {
     assert!(code == 1 && output.contains("occurs twice"), "{output}");
 }
 
+/// An order with a template and, in the place of `QOS`, a configuration.
+const WITH_TEMPLATE: &str = r#"{"schema":1,"gateway":"3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11",
+    "generation":7,"types":{"reader":{"network":"host",
+        "config_template":{"schema":{"properties":{"qos":{"enum":[0,1,2]}}}},
+        "containers":[{"image":"registry.example/reader:1"}]}},
+    "workloads":[{"name":"reader","type":"reader","config":{"qos":QOS}}]}"#;
+
+#[test]
+fn validate_judges_configurations_by_the_program_beside_it() {
+    let agent = FakeAgent::start();
+    let good = file(&agent, WITH_TEMPLATE.replace("QOS", "1").as_bytes());
+    let (code, output, error) = run(&mut coracle(&["validate", &good]));
+    assert_eq!(code, 0, "{output}{error}");
+    let bad = file(&agent, WITH_TEMPLATE.replace("QOS", "3").as_bytes());
+    let (code, output, _) = run(&mut coracle(&["validate", &bad]));
+    let told = "/workloads/0/config/qos: is 3; must be 0 or 1 or 2 [config-invalid]";
+    assert_eq!((code, output), (1, format!("{bad}: {told}\n")));
+}
+
+#[test]
+fn validate_says_when_configurations_were_not_judged() {
+    let agent = FakeAgent::start();
+    let config = agent.dir.path().join("coracle.toml");
+    std::fs::write(&config, "[templates]\nprogram = \"/no/such/program\"\n").unwrap();
+    let validate = |text: &str| {
+        let order = file(&agent, text.as_bytes());
+        run(coracle(&["validate", &order, "--config"]).arg(&config))
+    };
+    let (code, output, error) = validate(&WITH_TEMPLATE.replace("QOS", "3"));
+    assert_eq!(code, 2, "{output}");
+    assert!(
+        output.contains(
+            "/types/reader/config_template/schema: it cannot be judged: /no/such/program cannot be \
+             started: No such file"
+        ) && output.ends_with("[not-judged]\n"),
+        "{output}"
+    );
+    let told = "error: it is not known whether the configurations satisfy their templates\nhint: ";
+    assert!(error.starts_with(told) && error.contains("[templates] program"), "{error}");
+    // What is bad anyway is bad, and what has no template needs nobody.
+    let (code, output, error) = validate(
+        &WITH_TEMPLATE.replace("QOS", "3").replace("\"generation\":7", "\"generation\":0"),
+    );
+    assert_eq!((code, output.lines().count(), error.as_str()), (1, 2, ""), "{output}");
+    assert_eq!(validate(GOOD).0, 0);
+}
+
 #[test]
 fn validate_reads_standard_input() {
     let mut child =
@@ -132,6 +202,34 @@ fn status_answers_and_judges_only_if_asked() {
     let (_, output, _) = run(&mut agent.coracle(&["status", "--json"]));
     let status: Value = serde_json::from_str(&output).unwrap();
     assert_eq!(status["reported"]["phase"], "degraded");
+}
+
+#[test]
+fn what_was_stopped_or_taken_back_is_seen_and_only_the_latter_is_judged() {
+    let agent = FakeAgent::start();
+    let since = Timestamp::from_unix(1_772_366_400);
+    {
+        let mut facts = agent.facts.lock().unwrap();
+        facts.web().stopped = Some(StoppedReport { drained: true, since });
+        facts.web().replicas[0].state = ReplicaState::Stopped;
+    }
+    let (code, output, _) = run(&mut agent.coracle(&["status", "--check"]));
+    assert_eq!(code, 0);
+    assert!(output.contains("web.0     stopped  drained by hand "), "{output}");
+    {
+        let mut facts = agent.facts.lock().unwrap();
+        let (state, reason) = (UpdateState::RolledBack, Some("web.0: out of memory".into()));
+        facts.web().stopped = None;
+        facts.web().update = Some(UpdateReport { state, updated: 0, replicas: 1, reason });
+        facts.web().replicas[0].state = ReplicaState::Running;
+    }
+    agent.set_phase(Phase::Degraded);
+    let (code, output, _) = run(&mut agent.coracle(&["status", "--check"]));
+    assert_eq!(code, 1);
+    let row = "rolled-back  update taken back: web.0: out of memory; runs generation 7\n";
+    assert!(output.contains(row), "{output}");
+    let (_, output, _) = run(&mut agent.coracle(&["ps"]));
+    assert!(output.contains("as in generation 7\n\nweb: update taken back: "), "{output}");
 }
 
 #[test]
@@ -185,6 +283,101 @@ fn apply_waits_until_everything_is_as_ordered() {
     agent.happen(None, "converged");
     assert!(lines.next().unwrap().ends_with("everything is as ordered"));
     assert!(waiting.0.wait().unwrap().success());
+}
+
+#[test]
+fn apply_does_not_wait_for_what_was_taken_back() {
+    let agent = FakeAgent::start();
+    let order = file(&agent, &signed());
+    agent.set_phase(Phase::Degraded);
+    let (state, reason) = (UpdateState::RolledBack, Some("web.0: out of memory".into()));
+    {
+        let mut facts = agent.facts.lock().unwrap();
+        facts.web().phase = Phase::Degraded;
+        facts.web().update = Some(UpdateReport { state, updated: 0, replicas: 1, reason });
+    }
+    let (code, output, error) = run(&mut agent.coracle(&["apply", "--wait", "3600", &order]));
+    assert_eq!((code, output.lines().count()), (1, 2), "{output}");
+    assert!(error.contains("the update of web was taken back"), "{error}");
+}
+
+/// A child, and the lines that it prints.
+fn follow(mut command: Command) -> (Running, impl Iterator<Item = String>) {
+    let mut child = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let lines = BufReader::new(child.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    (child, lines)
+}
+
+#[test]
+fn workloads_are_operated_by_hand_each_by_itself() {
+    let agent = FakeAgent::start();
+    let stopped = run(&mut agent.coracle(&["stop", "web"]));
+    assert_eq!(stopped, (0, "web stops, until it is started by hand\n".into(), String::new()));
+    let (code, output, error) = run(&mut agent.coracle(&["drain", "db", "web", "cam"]));
+    assert_eq!((code, output.as_str()), (1, "web is stopped already\n"));
+    let unknown = |name| format!("error: {name}: the orders name no workload {name:?}\n");
+    assert_eq!(error, unknown("db") + &unknown("cam"));
+    let (code, _, error) = run(&mut agent.coracle(&["restart", "web"]));
+    assert_eq!((code, error.as_str()), (1, "error: web: web is stopped; start it\n"));
+    let (code, output, error) = run(&mut agent.coracle(&["start", "--json", "web", "db"]));
+    let answer: Value = serde_json::from_str(&output).unwrap();
+    assert_eq!((code, error.as_str()), (1, ""));
+    let done = json!([{"name": "web", "message": "web runs again", "unchanged": false}]);
+    let reason = "the orders name no workload \"db\"";
+    let refused = json!([{"name": "db", "reason": reason}]);
+    assert_eq!(answer, json!({"done": done, "refused": refused}));
+    let (code, _, error) = run(&mut agent.coracle(&["stop", "../x"]));
+    assert!(code == 2 && error.contains("lower-case"), "{error}");
+    assert_eq!(run(&mut agent.coracle(&["stop"])).0, 2);
+    agent.facts.lock().unwrap().store_is_full = true;
+    let (code, _, error) = run(&mut agent.coracle(&["stop", "web"]));
+    assert!(code == 3 && error.contains("it could not be stored: no space"), "{error}");
+}
+
+#[test]
+fn it_is_waited_until_a_workload_is_as_asked() {
+    let agent = FakeAgent::start();
+    let change = |change: &dyn Fn(&mut coracle_protocol::reported::WorkloadReport)| {
+        change(agent.facts.lock().unwrap().web());
+        agent.happen(None, "something");
+    };
+    let (mut stop, mut lines) = follow(agent.coracle(&["stop", "--wait", "60", "web"]));
+    assert_eq!(lines.next().unwrap(), "web stops, until it is started by hand");
+    assert_eq!(lines.next().unwrap(), "   0 s  web.0 stopping");
+    change(&|web| {
+        web.replicas[0].pid = None;
+        web.replicas[0].state = ReplicaState::Stopped;
+    });
+    assert!(lines.next().unwrap().ends_with(" s  done"));
+    assert!(stop.0.wait().unwrap().success());
+
+    let (mut start, mut lines) = follow(agent.coracle(&["start", "--wait", "60", "web"]));
+    assert_eq!(lines.next().unwrap(), "web runs again");
+    assert_eq!(lines.next().unwrap(), "   0 s  web.0 starting");
+    change(&|web| {
+        web.replicas[0].ready = false;
+        web.replicas[0].state = ReplicaState::Running;
+    });
+    assert!(lines.next().unwrap().ends_with(" s  web.0 not ready"));
+    change(&|web| {
+        web.replicas[0].ready = true;
+        web.replicas[0].pid = Some(4712);
+        web.phase = Phase::Converged;
+    });
+    assert!(lines.next().unwrap().ends_with(" s  done"));
+    assert!(start.0.wait().unwrap().success());
+
+    let (mut restart, mut lines) = follow(agent.coracle(&["restart", "--wait", "60", "web"]));
+    assert_eq!(lines.next().unwrap(), "the replicas of web are made anew");
+    assert_eq!(lines.next().unwrap(), "   0 s  web.0 not restarted yet");
+    change(&|web| web.replicas[0].pid = Some(4713));
+    assert!(lines.next().unwrap().ends_with(" s  done"));
+    assert!(restart.0.wait().unwrap().success());
+
+    let (code, _, error) = run(&mut agent.coracle(&["drain", "--wait", "1", "web"]));
+    assert!(code == 1 && error.contains("it is not done yet"), "{error}");
+    let (code, _, error) = run(&mut agent.coracle(&["start", "--json", "--wait", "0", "web"]));
+    assert!(code == 1 && error.contains("it is not done yet"), "{error}");
 }
 
 #[test]
@@ -248,4 +441,59 @@ fn an_agent_that_talks_nonsense_is_not_believed() {
     server.join().unwrap();
     assert_eq!(code, 3);
     assert!(error.contains("does not answer"), "{error}");
+}
+
+fn volume(name: &str, used_by: &[&str]) -> VolumeStatus {
+    VolumeStatus {
+        name: name.into(),
+        bytes: 4096,
+        complete: true,
+        used_by: used_by.iter().map(|user| (*user).into()).collect(),
+        mounted_by: Vec::new(),
+        last_used: None,
+    }
+}
+
+#[test]
+fn volumes_are_listed_and_removed_only_by_those_who_are_sure() {
+    let agent = FakeAgent::start();
+    let names = || -> Vec<String> {
+        let facts = agent.facts.lock().unwrap();
+        facts.volumes.iter().map(|volume| volume.name.clone()).collect()
+    };
+    agent.facts.lock().unwrap().volumes =
+        vec![volume("data", &["web"]), volume("old", &[]), volume("older", &[])];
+    let (code, text, _) = run(&mut agent.coracle(&["volumes"]));
+    assert_eq!((code, text.lines().count()), (0, 4), "{text}");
+    let (_, text, _) = run(&mut agent.coracle(&["volumes", "--json"]));
+    let listed: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(listed["volumes"][0]["used_by"][0], "web");
+    // Nobody can be asked.
+    let (code, _, error) = run(&mut agent.coracle(&["volumes", "rm", "old"]));
+    assert_eq!(code, 1);
+    assert!(error.contains("--yes"), "{error}");
+    assert_eq!(names().len(), 3);
+    let (code, text, error) =
+        run(&mut agent.coracle(&["volumes", "rm", "--yes", "old", "data", "none", "older"]));
+    assert_eq!(code, 1);
+    assert_eq!(text, "old: removed\nolder: removed\n");
+    assert!(error.contains("data: volume data is in use"), "{error}");
+    assert!(error.contains("none: there is no volume none"), "{error}");
+    assert_eq!(names(), ["data"]);
+    let (code, _, error) = run(&mut agent.coracle(&["volumes", "rm", "--yes", "../x"]));
+    assert_eq!(code, 2);
+    assert!(error.contains("lower-case"), "{error}");
+}
+
+#[test]
+fn public_keys_are_printed() {
+    let agent = FakeAgent::start();
+    let (code, text, _) = run(&mut agent.coracle(&["secrets", "key"]));
+    assert_eq!((code, text.as_str()), (0, "coracle-x25519:AAAA\n"));
+    let (_, text, _) = run(&mut agent.coracle(&["secrets", "key", "--json"]));
+    let key: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(key["gateway"], "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11");
+    let (code, text, error) = run(&mut agent.coracle(&["identity", "keys"]));
+    assert_eq!((code, text.as_str()), (3, ""));
+    assert!(error.contains("the key file is damaged"), "{error}");
 }

@@ -3,6 +3,7 @@
 mod key_file;
 mod keygen;
 mod publish;
+mod seal;
 mod sign;
 
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ Examples:
   coracle-fleet order sign web.yaml --key orders.key --out web.signed
   coracle-fleet order publish web.signed --broker broker.example:8883 \\
     --ca ca.pem --cert fleet.pem --key fleet.key --wait 60
+  coracle-fleet secret seal --gateway UUID --key KEY --name mqtt-password < password
 
 Exit codes: 0 good; 1 the answer is no; 2 usage; 3 the broker cannot be reached."
 )]
@@ -36,6 +38,15 @@ enum Command {
     /// Orders: what a gateway is to run.
     #[command(subcommand)]
     Order(OrderCommand),
+    /// Secrets: values that one gateway alone can open.
+    #[command(subcommand)]
+    Secret(SecretCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum SecretCommand {
+    /// Seals a value for one gateway and prints the text for its order.
+    Seal(seal::SealArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -51,6 +62,7 @@ fn main() -> ExitCode {
         Command::Keygen(args) => keygen::run(&args),
         Command::Order(OrderCommand::Sign(args)) => sign::run(&args),
         Command::Order(OrderCommand::Publish(args)) => Ok(publish::run(args)),
+        Command::Secret(SecretCommand::Seal(args)) => seal::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("coracle-fleet: {error:#}");

@@ -37,6 +37,9 @@ pub struct Options {
     pub keep_alive_seconds: u16,
     /// `reconnect_window_seconds` of the link.
     pub reconnect_window_seconds: u32,
+    /// Whether all of it runs on a network of its own, in place of the machine's: for pods, whose
+    /// networks change the gateway's.
+    pub private_network: bool,
 }
 
 impl Default for Options {
@@ -46,6 +49,7 @@ impl Default for Options {
             link: true,
             keep_alive_seconds: 10,
             reconnect_window_seconds: 1,
+            private_network: false,
         }
     }
 }
@@ -70,6 +74,10 @@ pub struct Gateway {
     pub state_dir: PathBuf,
     /// Further lines at the top level of the configuration, from the agent's next start on.
     pub lines: String,
+    /// Directory of an identity that says what the configuration then leaves out.
+    pub identity_dir: Option<PathBuf>,
+    /// Variables of the agent's environment.
+    pub environment: Vec<(String, String)>,
     /// Ends every waiting when it is set.
     pub stop: Arc<AtomicBool>,
     options: Options,
@@ -92,6 +100,9 @@ impl Gateway {
     /// Everything but the agent.
     pub fn prepare(options: Options) -> Result<Self> {
         let place = Place::new()?;
+        if options.private_network {
+            place.isolate()?;
+        }
         let containerd = Containerd::start(&place, options.containerd)?;
         let pki = Pki::new(&place.run().join("pki"))?;
         let broker = Broker::start(&place, &pki)?;
@@ -127,6 +138,8 @@ impl Gateway {
             registries: Vec::new(),
             state_dir,
             lines: String::new(),
+            identity_dir: None,
+            environment: Vec::new(),
             stop: Arc::default(),
             options,
             id,
@@ -149,6 +162,16 @@ impl Gateway {
     /// The agent's configuration file, written anew at each start of the agent.
     pub fn config(&self) -> PathBuf {
         self.place.run().join("coracle.toml")
+    }
+
+    /// The directory for what must not survive a reboot; in memory.
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.place.run().join("runtime")
+    }
+
+    /// The gateway's policy, read at the agent's start; none is there unless a test writes one.
+    pub fn policy(&self) -> PathBuf {
+        self.place.run().join("policy.toml")
     }
 
     /// The local API's socket.
@@ -202,6 +225,7 @@ impl Gateway {
     pub fn agent_command(&self, config: &Path) -> Result<Command> {
         let mut command = self.containerd.inside(bin("coracle")?);
         command.arg("agent").arg("--config").arg(config);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         Ok(command)
     }
 
@@ -243,18 +267,31 @@ impl Gateway {
     /// The text of the configuration file.
     pub fn configuration(&self) -> String {
         let path = |path: &Path| format!("{:?}", path.display().to_string());
+        let who = match &self.identity_dir {
+            Some(dir) => format!("identity = {}\n", path(dir)),
+            None => format!("gateway = \"{}\"\n", self.id),
+        };
+        let trust = match &self.identity_dir {
+            Some(_) => String::new(),
+            None => format!("[trust]\nkeys = [{}]\n", path(&self.public_key)),
+        };
+        let program = |name| bin(name).unwrap_or_else(|_| Path::new("/no").join(name));
         let mut text = format!(
-            "gateway = \"{}\"\nstate_dir = {}\n{}\n[trust]\nkeys = [{}]\n\n[containerd]\n\
-             address = {}\nnamespace = {NAMESPACE:?}\ncgroup = {:?}\n\n[api]\nsocket = {}\n",
-            self.id,
+            "{who}factory = {}\nstate_dir = {}\nruntime_dir = {}\npolicy = {}\n{}\n{trust}\n\
+             [logs]\nprogram = {}\n\n[templates]\nprogram = {}\n\n[containerd]\naddress = {}\n\
+             namespace = {NAMESPACE:?}\ncgroup = {:?}\n\n[api]\nsocket = {}\n",
+            path(&self.place.run().join("factory")),
             path(&self.state_dir),
+            path(&self.runtime_dir()),
+            path(&self.policy()),
             self.lines,
-            path(&self.public_key),
+            path(&program("coracle-log")),
+            path(&program("coracle-config-check")),
             path(self.containerd.address()),
             self.cgroup(),
             path(&self.socket()),
         );
-        if self.options.link {
+        if self.options.link && self.identity_dir.is_none() {
             text.push_str(&format!(
                 "\n[link]\nhost = \"localhost\"\nport = {}\nca = {}\ncert = {}\nkey = {}\n\
                  keep_alive_seconds = {}\nreconnect_window_seconds = {}\n",
@@ -272,6 +309,25 @@ impl Gateway {
         text
     }
 
+    /// Writes this gateway's identity into `dir`, as it is given in the factory.
+    pub fn write_identity(&self, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir)?;
+        let text = format!(
+            "gateway = \"{}\"\n[link]\nhost = \"localhost\"\nport = {}\n\
+             keep_alive_seconds = {}\nreconnect_window_seconds = {}\n",
+            self.id,
+            self.broker.port(),
+            self.options.keep_alive_seconds,
+            self.options.reconnect_window_seconds,
+        );
+        std::fs::write(dir.join("gateway.toml"), text)?;
+        std::fs::copy(self.pki.ca(), dir.join("ca.pem"))?;
+        std::fs::copy(&self.identity.cert, dir.join("cert.pem"))?;
+        std::fs::copy(&self.identity.key, dir.join("key.pem"))?;
+        std::fs::copy(&self.public_key, dir.join("orders.pub"))?;
+        Ok(())
+    }
+
     // --- the shipped commands -----------------------------------------------------------------
 
     /// `coracle --socket SOCKET ARGS…`, run to its end.
@@ -283,9 +339,14 @@ impl Gateway {
 
     /// `coracle-fleet ARGS…`, run to its end.
     pub fn fleet(&self, args: &[&str]) -> Result<Output> {
-        let mut command = Command::new(bin("coracle-fleet")?);
+        self.fleet_with_input(args, &[])
+    }
+
+    /// `coracle-fleet ARGS…` with something on its standard input.
+    pub fn fleet_with_input(&self, args: &[&str], input: &[u8]) -> Result<Output> {
+        let mut command = self.place.command(bin("coracle-fleet")?);
         command.args(args);
-        run_with_input(&mut command, &[], COMMAND_LIMIT)
+        run_with_input(&mut command, input, COMMAND_LIMIT)
     }
 
     /// `coracle status --json`.
@@ -318,9 +379,13 @@ impl Gateway {
 
     /// `coracle-fleet order sign`: the path of the signed order.
     pub fn sign(&self, order: &DesiredState) -> Result<PathBuf> {
-        let name = format!("order-{}.json", order.generation);
-        let file = self.file(&name, &serde_json::to_vec_pretty(order)?)?;
-        let signed = self.place.run().join(format!("order-{}.signed.json", order.generation));
+        self.sign_text(order.generation, &serde_json::to_string_pretty(order)?)
+    }
+
+    /// The same with an order as a person writes it, in YAML or JSON.
+    pub fn sign_text(&self, generation: u64, order: &str) -> Result<PathBuf> {
+        let file = self.file(&format!("order-{generation}.yaml"), order.as_bytes())?;
+        let signed = self.place.run().join(format!("order-{generation}.signed.json"));
         let (key, out) = (text(&self.key)?, text(&signed)?);
         let output = self.fleet(&["order", "sign", &file, "--key", key, "--out", out])?;
         ensure!(output.status.success(), "coracle-fleet order sign failed: {}", stderr(&output));
@@ -357,6 +422,25 @@ impl Gateway {
     /// Publishes any bytes as the newest order, past `coracle-fleet`, which would refuse some.
     pub fn publish_raw(&self, bytes: &[u8]) -> Result<()> {
         self.broker.publish(&self.topic(Kind::Desired), bytes, true)
+    }
+
+    /// A secret for this gateway, as an order carries it: sealed by the shipped commands.
+    pub fn seal(&self, name: &str, value: &str) -> Result<String> {
+        let output = self.coracle(&["secrets", "key"])?;
+        ensure!(output.status.success(), "coracle secrets key failed: {}", stderr(&output));
+        let (id, key) = (self.id.to_string(), String::from_utf8(output.stdout)?);
+        let args = ["secret", "seal", "--gateway", &id, "--key", key.trim(), "--name", name];
+        let output = self.fleet_with_input(&args, value.as_bytes())?;
+        ensure!(output.status.success(), "coracle-fleet secret seal failed: {}", stderr(&output));
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// What the containers of a workload said, by `coracle logs`, which asks no agent.
+    pub fn logs(&self, args: &[&str]) -> Result<String> {
+        let config = self.config();
+        let output = self.coracle(&[&["logs", "--config", text(&config)?], args].concat())?;
+        ensure!(output.status.success(), "coracle logs failed: {}", stderr(&output));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     // --- waiting ------------------------------------------------------------------------------

@@ -2,13 +2,12 @@
 //! refuses to sign can be signed here, and the agent's check of signatures is held against a
 //! second implementation of the envelope.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use coracle_protocol::desired::{Container, Network, RestartPolicy, SCHEMA, Stop, Workload};
+use coracle_protocol::desired::{Container, Network, RestartPolicy, Stop, Workload};
 use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Envelope, Signature};
 use coracle_protocol::{DesiredState, GatewayId};
 use coracle_testbed::Result;
@@ -16,27 +15,17 @@ use ring::signature::Ed25519KeyPair;
 
 /// A desired state for one gateway.
 pub fn order(gateway: GatewayId, generation: u64, workloads: Vec<Workload>) -> DesiredState {
-    DesiredState { schema: SCHEMA, gateway, generation, requires: Vec::new(), workloads }
+    DesiredState::new(gateway, generation, workloads)
 }
 
 /// A workload of one container without network, as its image is.
 pub fn workload(name: &str, image: &str) -> Workload {
     Workload {
         name: name.to_owned(),
-        replicas: 1,
-        network: Network::None,
-        restart: RestartPolicy::Always,
-        stop: Stop { signal: None, grace_seconds: 1 },
-        containers: vec![Container {
-            name: "main".to_owned(),
-            image: image.to_owned(),
-            command: None,
-            args: None,
-            env: BTreeMap::new(),
-            working_dir: None,
-            user: None,
-            readonly_root: false,
-        }],
+        network: Some(Network::None),
+        stop: Some(Stop { grace_seconds: 1, ..Stop::default() }),
+        containers: vec![Container { image: image.to_owned(), ..Container::default() }],
+        ..Workload::default()
     }
 }
 
@@ -50,14 +39,14 @@ pub fn script(name: &str, image: &str, text: &str) -> Workload {
 /// A workload of the testbed's lighttpd image, on the host's loopback at `port`.
 pub fn web(name: &str, image: &str, port: u16) -> Workload {
     let mut workload = workload(name, image);
-    workload.network = Network::Host;
+    workload.network = Some(Network::Host);
     workload.containers[0].env.insert("PORT".into(), port.to_string());
     workload
 }
 
 /// The same workload with another restart policy.
 pub fn restarting(mut workload: Workload, restart: RestartPolicy) -> Workload {
-    workload.restart = restart;
+    workload.restart = Some(restart);
     workload
 }
 

@@ -29,6 +29,16 @@ impl GatewayId {
         Self(uuid)
     }
 
+    /// The id of a gateway that has none yet. No order can be for it.
+    pub fn nil() -> Self {
+        Self(Uuid::nil())
+    }
+
+    /// Whether this is [`GatewayId::nil`].
+    pub fn is_nil(self) -> bool {
+        self.0.is_nil()
+    }
+
     /// A fresh random id.
     pub fn random() -> Self {
         Self(Uuid::new_v4())
@@ -41,7 +51,7 @@ impl FromStr for GatewayId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         // Only the hyphenated form: one gateway has one spelling, and so one topic.
         match Uuid::try_parse(text) {
-            Ok(uuid) if text.len() == 36 => Ok(Self(uuid)),
+            Ok(uuid) if text.len() == 36 && !uuid.is_nil() => Ok(Self(uuid)),
             _ => Err(InvalidGatewayId { text: text.chars().take(64).collect() }),
         }
     }

@@ -51,8 +51,60 @@ impl Code {
     pub const OLD_GENERATION: Code = Code::new("old-generation");
     /// The generation was accepted already with another content.
     pub const GENERATION_REUSED: Code = Code::new("generation-reused");
+    /// A workload is made from a type that the order does not have.
+    pub const UNKNOWN_TYPE: Code = Code::new("unknown-type");
+    /// A field cannot be there together with another one.
+    pub const CONFLICTING_FIELD: Code = Code::new("conflicting-field");
+    /// A mount that a container requires is not given.
+    pub const MISSING_MOUNT: Code = Code::new("missing-mount");
+    /// A mount is given that no container requires.
+    pub const UNKNOWN_MOUNT: Code = Code::new("unknown-mount");
+    /// A mount is given that the container cannot use.
+    pub const MISMATCHED_MOUNT: Code = Code::new("mismatched-mount");
+    /// A path in a container cannot be used, or is used twice.
+    pub const INVALID_PATH: Code = Code::new("invalid-path");
+    /// A port that a container requires is not given.
+    pub const MISSING_PORT: Code = Code::new("missing-port");
+    /// A port is given that no container listens on.
+    pub const UNKNOWN_PORT: Code = Code::new("unknown-port");
+    /// Two workloads, or two replicas, want the same port.
+    pub const PORT_CLASH: Code = Code::new("port-clash");
+    /// A port is taken on the gateway by something else.
+    pub const PORT_IN_USE: Code = Code::new("port-in-use");
+    /// A variable refers to something that the order does not have.
+    pub const UNKNOWN_REFERENCE: Code = Code::new("unknown-reference");
+    /// A config map is named that the order does not have.
+    pub const UNKNOWN_CONFIG_MAP: Code = Code::new("unknown-config-map");
+    /// A secret is named that the order does not have.
+    pub const UNKNOWN_SECRET: Code = Code::new("unknown-secret");
+    /// A workload is named that the order does not have.
+    pub const UNKNOWN_WORKLOAD: Code = Code::new("unknown-workload");
+    /// Workloads wait for each other in a circle.
+    pub const DEPENDENCY_CYCLE: Code = Code::new("dependency-cycle");
+    /// A container is named that the workload does not have.
+    pub const UNKNOWN_CONTAINER: Code = Code::new("unknown-container");
+    /// A secret was not sealed for this gateway, or is damaged.
+    pub const BAD_SECRET: Code = Code::new("secret-not-for-this-gateway");
+    /// A configuration is given and there is no template for it.
+    pub const UNEXPECTED_CONFIG: Code = Code::new("unexpected-config");
+    /// The limits of all containers together exceed the gateway's memory.
+    pub const NOT_ENOUGH_MEMORY: Code = Code::new("not-enough-memory");
     /// The accepted order could not be stored.
     pub const NOT_STORED: Code = Code::new("not-stored");
+
+    /// The gateway's policy does not let an order ask for this.
+    pub const NOT_ALLOWED: Code = Code::new("not-allowed");
+    /// The gateway has no resource, or no seccomp profile, of this name.
+    pub const UNKNOWN_RESOURCE: Code = Code::new("unknown-resource");
+    /// A configuration does not satisfy its template.
+    pub const CONFIG_INVALID: Code = Code::new("config-invalid");
+    /// A configuration's template cannot be used.
+    pub const TEMPLATE_INVALID: Code = Code::new("template-invalid");
+    /// Judging by a configuration's template takes more time or memory than the gateway gives it.
+    pub const TEMPLATE_TOO_COSTLY: Code = Code::new("template-too-costly");
+    /// Nobody can judge by a configuration's template: the program for it is missing, or gave no
+    /// answer.
+    pub const NOT_JUDGED: Code = Code::new("not-judged");
 
     /// A code from its kebab-case name.
     pub const fn new(name: &'static str) -> Self {

@@ -2,6 +2,8 @@
 //!
 //! The newest one wins. Reports are ordered by `boot_id` and `sequence`, never by wall-clock time.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::GatewayId;
@@ -107,23 +109,110 @@ pub struct WorkloadReport {
     /// Digest that the image resolved to on this gateway, once it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_digest: Option<String>,
+    /// The images of its further containers, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_images: Vec<ImageReport>,
+    /// An update that is going on, or was taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<UpdateReport>,
+    /// It was stopped by hand, until it is started by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<StoppedReport>,
     /// Its replicas, by index.
     pub replicas: Vec<ReplicaReport>,
 }
 
-/// One replica of a workload.
+/// How far an update of a workload is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateReport {
+    /// In one word.
+    pub state: UpdateState,
+    /// Replicas of the ordered definition that can be relied on.
+    pub updated: u32,
+    /// How many there are to be.
+    pub replicas: u32,
+    /// Why it was taken back, or what it waits for, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How far an update is, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateState {
+    /// Replicas are being replaced.
+    Progressing,
+    /// The new definition did not become healthy. The one that was healthy last runs until an order
+    /// says something else.
+    RolledBack,
+}
+
+/// A workload that was stopped by hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoppedReport {
+    /// It was drained first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drained: bool,
+    /// Since when, by the gateway's clock.
+    pub since: Timestamp,
+}
+
+/// An image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageReport {
+    /// As ordered.
+    pub image: String,
+    /// Digest that it resolved to on this gateway, once it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_digest: Option<String>,
+}
+
+/// One replica of a workload: what its containers do, taken together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaReport {
     /// From 0.
     pub index: u32,
     /// What it is doing.
     pub state: ReplicaState,
+    /// Whether it can take work: it runs and its probes are good.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ready: bool,
     /// Process id of its main process, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
     /// Generation that its container was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
+    /// Restarts after it ended, over the life of this definition.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restarts: u32,
+    /// How it last ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<ExitReport>,
+    /// Why it does not run, or is not ready, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When the next try is, by the gateway's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<Timestamp>,
+    /// Its address in the pods' network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Each of its containers, if there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<ContainerReport>,
+}
+
+/// One container of a replica that has several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerReport {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub state: ReplicaState,
+    /// Process id of its main process, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
     /// Restarts after it ended, over the life of this definition.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub restarts: u32,
@@ -158,6 +247,8 @@ pub enum ReplicaState {
     Stopping,
     /// Failed and waits for its next try.
     BackOff,
+    /// Stopped by hand.
+    Stopped,
 }
 
 /// How a container ended.
@@ -167,6 +258,9 @@ pub struct ExitReport {
     pub code: u32,
     /// When, by the gateway's clock.
     pub at: Timestamp,
+    /// The kernel ended a process of it for want of memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
 }
 
 fn is_zero(value: &u32) -> bool {

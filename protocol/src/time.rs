@@ -62,10 +62,31 @@ impl<'de> Deserialize<'de> for Timestamp {
             return u64::deserialize(deserializer).map(Self::from_unix);
         }
         let text = String::deserialize(deserializer)?;
-        humantime::parse_rfc3339(&text)
-            .map(Self::from)
-            .map_err(|_| de::Error::custom(format_args!("{text:?} is not an RFC 3339 time")))
+        parse(&text)
+            .ok_or_else(|| de::Error::custom(format_args!("{text:?} is not an RFC 3339 time")))
     }
+}
+
+/// Reads RFC 3339 in UTC. The library refuses every time after January 2038 on 32-bit systems, so it
+/// reads the time as one of a year of the same length that it knows everywhere.
+fn parse(text: &str) -> Option<Timestamp> {
+    const DAY: u64 = 24 * 60 * 60;
+    let (year, rest) = text.split_at_checked(4)?;
+    let year: u64 =
+        year.bytes().all(|digit| digit.is_ascii_digit()).then(|| year.parse().ok())??;
+    let days_before =
+        |year: u64| (year - 1) * 365 + (year - 1) / 4 - (year - 1) / 100 + (year - 1) / 400;
+    if year < 1970 {
+        return None;
+    }
+    let days = days_before(year + 1) - days_before(year);
+    let stand_in = if days == 366 { 1972 } else { 1970 };
+    let time = humantime::parse_rfc3339(&format!("{stand_in}{rest}")).ok()?;
+    let within = time.duration_since(UNIX_EPOCH).ok()?.as_secs();
+    let whole_years = (days_before(year) - days_before(1970)) * DAY;
+    Some(Timestamp::from_unix(
+        within + whole_years - (days_before(stand_in) - days_before(1970)) * DAY,
+    ))
 }
 
 #[cfg(test)]
@@ -80,5 +101,22 @@ mod tests {
             assert_eq!(serde_json::from_str::<Timestamp>(&text).unwrap(), time, "{text}");
         }
         assert_eq!(Timestamp::from_unix(0).to_string(), "1970-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn reads_days_of_every_year_to_9999_and_nothing_else() {
+        for day in (0..=2_932_896).step_by(13) {
+            let time = Timestamp::from_unix(day * 86_400 + day % 86_400);
+            assert_eq!(parse(&time.to_string()), Some(time), "{time}");
+        }
+        for good in ["2100-02-28T00:00:00.25Z", "2400-02-29T23:59:60Z", "2039-01-01T00:00:00+00:00"]
+        {
+            assert!(parse(good).is_some(), "{good}");
+        }
+        for bad in
+            ["", "197", "1969-12-31T23:59:59Z", "2100-02-29T00:00:00Z", "+970-01-01T00:00:00Z"]
+        {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
     }
 }

@@ -7,13 +7,25 @@
 pub mod backoff;
 pub mod desired;
 pub mod digest;
+pub mod facts;
 pub mod history;
 pub mod image;
 pub mod key;
 pub mod name;
 pub mod observed;
+pub mod order;
+pub mod orders;
 pub mod plan;
+pub mod policy;
+pub mod probe;
 pub mod reconcile;
+#[cfg(test)]
+mod refused;
 pub mod report;
+pub mod rollout;
+pub mod situation;
 mod structure;
+pub mod template;
 pub mod text;
+pub mod traffic;
+mod words;

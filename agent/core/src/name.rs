@@ -15,6 +15,12 @@ pub struct WorkloadName(Box<str>);
 #[serde(transparent)]
 pub struct ContainerName(Box<str>);
 
+/// The name of a volume, a config map, a secret, an endpoint, a type, a mount or a port: as
+/// [`WorkloadName`].
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ResourceName(Box<str>);
+
 /// A name that breaks the rules.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("name must be lower-case letters, digits and single hyphens between them, at most {limit}")]
@@ -56,6 +62,18 @@ impl ContainerName {
     }
 }
 
+impl ResourceName {
+    /// Checks the rules for names.
+    pub fn parse(text: &str) -> Result<Self, InvalidName> {
+        parse(text, MAX_WORKLOAD_NAME).map(Self)
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// One copy of a workload: its name and an index from 0. Written `web.0`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ReplicaId {
@@ -72,6 +90,11 @@ pub struct ReplicaId {
 pub struct ContainerId(Box<str>);
 
 impl ReplicaId {
+    /// The host name of its pod: `web-0`.
+    pub fn host_name(&self) -> String {
+        format!("{}-{}", self.workload, self.index)
+    }
+
     /// The id of this replica's container called `container`.
     pub fn container(&self, container: &ContainerName) -> ContainerId {
         ContainerId(format!("{self}.{container}").into())
@@ -79,6 +102,26 @@ impl ReplicaId {
 }
 
 impl ContainerId {
+    /// The replica and the container that an id of ours names; `None` if it is none of ours.
+    pub fn parts(&self) -> Option<(ReplicaId, ContainerName)> {
+        let mut parts = self.0.split('.');
+        let (workload, index, container) = (parts.next()?, parts.next()?, parts.next()?);
+        let replica =
+            ReplicaId { workload: WorkloadName::parse(workload).ok()?, index: index.parse().ok()? };
+        let container = ContainerName::parse(container).ok()?;
+        (replica.container(&container) == *self).then_some((replica, container))
+    }
+
+    /// Less than every id of this replica's containers, and greater than those of the ones before.
+    pub(crate) fn first_of(replica: &ReplicaId) -> Self {
+        Self(format!("{replica}.").into())
+    }
+
+    /// The same of all replicas of a workload.
+    pub(crate) fn first_of_workload(workload: &WorkloadName) -> Self {
+        Self(format!("{workload}.").into())
+    }
+
     /// An id as containerd lists it; not necessarily one that we would give.
     pub fn from_listed(text: &str) -> Self {
         Self(text.into())
@@ -104,7 +147,7 @@ macro_rules! show {
         }
     )*};
 }
-show!(WorkloadName, ContainerName, ContainerId);
+show!(WorkloadName, ContainerName, ResourceName, ContainerId);
 
 impl fmt::Display for ReplicaId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,13 +1,15 @@
 //! What exists on the gateway, as the adapters last saw it, and what is being done.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use coracle_protocol::Timestamp;
 
 use crate::desired::DefinitionHash;
 use crate::image::{Digest, ImageRef};
-use crate::name::{ContainerId, ReplicaId, WorkloadName};
+use crate::name::{ContainerId, ContainerName, ReplicaId};
+use crate::traffic::Traffic;
 
 /// What exists and what is under way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,30 +18,72 @@ pub struct Observed {
     pub containers: Option<BTreeMap<ContainerId, Container>>,
     /// Images that are complete and unpacked, with the digest that each reference resolved to.
     pub images: BTreeMap<ImageRef, Digest>,
-    /// Workloads with an action under way, and which replica it concerns.
-    pub busy: BTreeMap<WorkloadName, Busy>,
+    /// What is around containers, or is left of that: networks, mounts.
+    pub pods: BTreeMap<ReplicaId, Pod>,
+    /// Replicas with an action under way.
+    pub busy: BTreeMap<ReplicaId, Busy>,
     /// Images being fetched.
     pub pulling: BTreeSet<ImageRef>,
+    /// What probes say of containers. Nothing of one that was not asked yet.
+    pub health: BTreeMap<ContainerId, Health>,
+    /// Where shared ports lead.
+    pub traffic: Traffic,
 }
 
-/// What is being done for a workload.
+/// What the probes of a container say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Of which process of it.
+    pub pid: u32,
+    /// It has started: its startup probe was good, or it has none.
+    pub started: bool,
+    /// Its liveness probe has not failed, nor its startup probe.
+    pub live: bool,
+    /// Its readiness probe is good, or it has none.
+    pub ready: bool,
+    /// That it is ready was answered; it is not only taken for it because it ran before the agent.
+    pub proven: bool,
+    /// What is wrong, for people.
+    pub message: Option<String>,
+}
+
+/// What is being done for a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Busy {
-    /// To which replica.
-    pub replica: ReplicaId,
-    /// Starting rather than stopping.
-    pub starting: bool,
+    /// The container that is being started; `None` if nothing is.
+    pub starting: Option<ContainerName>,
+    /// What runs of the replica is left running.
+    pub leaves_running: bool,
+}
+
+/// What is around the containers of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Hash of the definition that it was made for.
+    pub definition: DefinitionHash,
+    /// [`Pod::in_place`](crate::desired::Pod::in_place) of the config maps that are there.
+    pub in_place: Box<str>,
+    /// Its containers can ask for credentials.
+    pub serves_identity: bool,
+    /// Ports of the gateway lead to it only as they are shared out.
+    pub shares_ports: bool,
+    /// Its address in the pods' network.
+    pub address: Option<IpAddr>,
 }
 
 /// One of our containers as containerd has it: what its labels say, and its task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
-    /// Which replica it is.
+    /// Of which replica.
     pub replica: ReplicaId,
+    /// Which container of it.
+    pub name: ContainerName,
     /// Generation that it was made for.
     pub generation: u64,
     /// Hash of the definition that it was made from.
     pub definition: DefinitionHash,
+    /// [`Limits::label`](crate::desired::Limits::label) of the limits that it has.
+    pub limits: Box<str>,
     /// Its task.
     pub task: Task,
 }

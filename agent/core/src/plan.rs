@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::desired::{Container, DefinitionHash, Network};
+use crate::desired::{Check, Container, DefinitionHash, Limits, Pod};
 use crate::image::ImageRef;
-use crate::name::{ContainerId, ReplicaId, WorkloadName};
+use crate::name::{ContainerId, ContainerName, ReplicaId};
 
 /// What to do now, what waits, and when to decide again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// To be done now, in this order if not all at once. At most one for each workload.
+    /// To be done now, in this order if not all at once. At most one for each replica.
     pub actions: Vec<Action>,
     /// Replicas that cannot go on, and why.
     pub blocked: Vec<Blocked>,
@@ -24,6 +24,8 @@ pub struct Plan {
 pub struct Blocked {
     /// Which.
     pub replica: ReplicaId,
+    /// Which container of it, if not all.
+    pub container: Option<ContainerName>,
     /// Why, for people.
     pub reason: String,
     /// When it is tried again, on the monotonic clock; `None` if something else must happen first.
@@ -49,6 +51,15 @@ pub enum Action {
         /// Its id.
         id: ContainerId,
     },
+    /// Bring what is around running containers to what is ordered, without touching them.
+    Refresh(Refresh),
+    /// Give a running container other limits.
+    Adjust(Adjust),
+    /// Take down what is around the containers of a replica, of which there are none any more.
+    Clear {
+        /// Which replica it was.
+        replica: ReplicaId,
+    },
     /// Forget an image that neither the current nor the previous orders name.
     RemoveImage {
         /// Which.
@@ -67,32 +78,74 @@ pub struct Start {
     pub generation: u64,
     /// Hash of the definition.
     pub definition: DefinitionHash,
-    /// Network to give it.
-    pub network: Network,
+    /// What it is a part of.
+    pub pod: Arc<Pod>,
     /// What to run.
     pub container: Arc<Container>,
+    /// Ports of the gateway are to lead to it only as they are shared out.
+    pub shares_ports: bool,
 }
 
-/// Everything needed to stop one container.
+/// Everything needed to bring what is around running containers to what is ordered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refresh {
+    /// Which replica's.
+    pub replica: ReplicaId,
+    /// Hash of the definition.
+    pub definition: DefinitionHash,
+    /// What it is now to be.
+    pub pod: Arc<Pod>,
+}
+
+/// Everything needed to give a running container other limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adjust {
+    /// Which replica it is.
+    pub replica: ReplicaId,
+    /// Its id.
+    pub id: ContainerId,
+    /// What it may use from now on.
+    pub limits: Limits,
+}
+
+/// Everything needed to stop one container. Done in this order: no shared port leads to its replica
+/// any more, it drains, the hook, the signal, SIGKILL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stop {
     /// Which replica it is.
     pub replica: ReplicaId,
     /// Its id.
     pub id: ContainerId,
+    /// Why.
+    pub why: Why,
+    /// From when no port leads to it any more to the hook or the signal.
+    pub drain: Duration,
+    /// Done before the signal.
+    pub pre_stop: Option<Check>,
     /// Signal that asks it to end, such as `SIGTERM`; without it the image's own, or SIGTERM.
     pub signal: Option<String>,
-    /// From the signal to SIGKILL.
+    /// From the hook or the signal to SIGKILL.
     pub grace: Duration,
 }
 
+/// Why a container is stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It is not to run, or not like this.
+    Unwanted,
+    /// A probe failed, and says this.
+    Unhealthy(String),
+}
+
 impl Action {
-    /// The workload that is busy while this is done; none for images.
-    pub fn workload(&self) -> Option<&WorkloadName> {
+    /// The replica that is busy while this is done; none for images.
+    pub fn replica(&self) -> Option<&ReplicaId> {
         match self {
-            Action::Start(start) => Some(&start.replica.workload),
-            Action::Stop(stop) => Some(&stop.replica.workload),
-            Action::Remove { replica, .. } => Some(&replica.workload),
+            Action::Start(start) => Some(&start.replica),
+            Action::Stop(stop) => Some(&stop.replica),
+            Action::Refresh(refresh) => Some(&refresh.replica),
+            Action::Adjust(adjust) => Some(&adjust.replica),
+            Action::Remove { replica, .. } | Action::Clear { replica } => Some(replica),
             Action::Pull { .. } | Action::RemoveImage { .. } => None,
         }
     }

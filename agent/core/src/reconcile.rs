@@ -5,61 +5,24 @@
 //! actions run at once (`execute` limits them), and how anything is done.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::desired::{DefinitionHash, Desired, RestartPolicy, Workload};
+use crate::desired::{self, Port, Workload};
 use crate::history::{History, Now};
 use crate::image::ImageRef;
-use crate::name::{ContainerId, ReplicaId};
-use crate::observed::{Container, Observed, Task};
-use crate::plan::{Action, Blocked, Plan, Start, Stop};
+use crate::name::{ContainerId, ContainerName, ReplicaId, WorkloadName};
+use crate::observed::{self, Container, Observed, Task};
+use crate::orders::{Orders, Target};
+use crate::plan::{Action, Adjust, Blocked, Plan, Refresh, Start, Stop, Why};
+use crate::rollout;
+use crate::situation::{Situation, Slot};
+
+type Containers = BTreeMap<ContainerId, Container>;
 
 /// Stop settings for a container whose workload is no longer known.
 const DEFAULT_GRACE: Duration = Duration::from_secs(10);
-
-/// What is wanted: the orders in force and the ones before.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Orders {
-    /// In force.
-    pub current: Desired,
-    /// Before these. As long as an image of the current orders is not there, the previous
-    /// definition of its workload is kept going, also over a cold boot without network.
-    pub previous: Desired,
-}
-
-impl Orders {
-    /// The definition to hold a workload to now.
-    fn target<'a>(&'a self, wanted: &'a Workload, observed: &Observed) -> Target<'a> {
-        let there = |workload: &Workload| observed.images.contains_key(&workload.container.image);
-        let previous = self.previous.workloads.get(&wanted.name);
-        match previous {
-            Some(previous) if !there(wanted) && there(previous) => {
-                Target { workload: previous, generation: self.previous.generation }
-            }
-            _ => Target { workload: wanted, generation: self.current.generation },
-        }
-    }
-
-    /// The restart policy of a replica with this definition; `None` if the definition is not wanted.
-    pub fn policy(
-        &self,
-        replica: &ReplicaId,
-        definition: &DefinitionHash,
-    ) -> Option<RestartPolicy> {
-        [&self.current, &self.previous]
-            .into_iter()
-            .filter_map(|orders| orders.workloads.get(&replica.workload))
-            .find(|workload| workload.definition == *definition)
-            .map(|workload| workload.restart)
-    }
-}
-
-/// A definition and the generation it comes from.
-struct Target<'a> {
-    workload: &'a Workload,
-    generation: u64,
-}
 
 /// Decides what to do next.
 pub fn reconcile(orders: &Orders, observed: &Observed, history: &History, now: Now) -> Plan {
@@ -72,7 +35,8 @@ pub fn reconcile(orders: &Orders, observed: &Observed, history: &History, now: N
         block_all(orders, &mut plan);
         return plan;
     };
-    let mut state = Decision { orders, observed, history, now, plan };
+    let situation = Situation { orders, observed, history, now };
+    let mut state = Decision { situation, plan };
     state.rest();
     state.remove_unwanted(containers);
     for workload in orders.current.workloads.values() {
@@ -85,68 +49,69 @@ pub fn reconcile(orders: &Orders, observed: &Observed, history: &History, now: N
 
 fn block_all(orders: &Orders, plan: &mut Plan) {
     for workload in orders.current.workloads.values() {
-        plan.blocked.extend(replicas(workload).map(|replica| Blocked {
-            replica,
+        let replica = |index| ReplicaId { workload: workload.name.clone(), index };
+        plan.blocked.extend((0..workload.replicas).map(|index| Blocked {
+            replica: replica(index),
+            container: None,
             reason: "containerd cannot be reached".into(),
             until: None,
         }));
     }
 }
 
-/// The replicas that a workload should have.
-pub(crate) fn replicas(workload: &Workload) -> impl Iterator<Item = ReplicaId> + '_ {
-    (0..workload.replicas).map(|index| ReplicaId { workload: workload.name.clone(), index })
-}
-
 struct Decision<'a> {
-    orders: &'a Orders,
-    observed: &'a Observed,
-    history: &'a History,
-    now: Now,
+    situation: Situation<'a>,
     plan: Plan,
 }
 
-impl Decision<'_> {
-    /// Stops and removes containers that no order names: another workload, or a replica too many.
-    fn remove_unwanted(&mut self, containers: &BTreeMap<ContainerId, Container>) {
-        for (id, container) in containers {
-            let wanted = self.orders.current.workloads.get(&container.replica.workload);
-            let kept = wanted.is_some_and(|workload| {
-                container.replica.index < workload.replicas
-                    && self.ids_of(workload, &container.replica).contains(id)
-            });
-            if !kept && self.is_free(&container.replica) {
-                self.end(id, container);
+impl<'a> Deref for Decision<'a> {
+    type Target = Situation<'a>;
+
+    fn deref(&self) -> &Situation<'a> {
+        &self.situation
+    }
+}
+
+impl<'a> Decision<'a> {
+    /// Ends what no order names: its containers first, then what was around them. What others that
+    /// go as well depended on goes last.
+    fn remove_unwanted(&mut self, containers: &'a Containers) {
+        let orders = self.orders;
+        let unwanted =
+            |replica: &&ReplicaId| !orders.current.workloads.contains_key(&replica.workload);
+        let mut replicas: BTreeSet<&ReplicaId> =
+            self.observed.pods.keys().filter(unwanted).collect();
+        replicas.extend(containers.values().map(|c| &c.replica).filter(unwanted));
+        for replica in replicas {
+            if let Some(other) = self.still_depended_on_by(&replica.workload) {
+                let reason = format!("waits for {other}, which depended on it, to go first");
+                self.block(replica, None, &reason, None);
+            } else {
+                self.retire(replica);
             }
         }
-    }
-
-    /// Ids that a replica's container may have: by the current definition or the one that stands in.
-    fn ids_of(&self, workload: &Workload, replica: &ReplicaId) -> [ContainerId; 2] {
-        let target = self.orders.target(workload, self.observed).workload;
-        [replica.container(&workload.container.name), replica.container(&target.container.name)]
     }
 
     /// Says which workloads rest after something about them failed, and when they go on.
     fn rest(&mut self) {
         for failed in self.history.failed_ends() {
             if failed.not_before > self.now.monotonic {
-                let reason = format!("its container could not be removed: {}", failed.error);
-                self.block(&failed.replica, &reason, Some(failed.not_before));
+                self.block(&failed.replica, None, &failed.error, Some(failed.not_before));
             }
         }
     }
 
-    /// Fetches a workload's image if it is not there.
+    /// Fetches the images of a workload that are not there.
     fn fetch(&mut self, workload: &Workload) {
-        let image = &workload.container.image;
-        let planned = Action::Pull { image: image.clone() };
-        if !self.is_there(image)
-            && !self.observed.pulling.contains(image)
-            && !self.rests(image)
-            && !self.plan.actions.contains(&planned)
-        {
-            self.plan.actions.push(planned);
+        for image in workload.images() {
+            let planned = Action::Pull { image: image.clone() };
+            if !self.is_there(image)
+                && !self.observed.pulling.contains(image)
+                && !self.rests(image)
+                && !self.plan.actions.contains(&planned)
+            {
+                self.plan.actions.push(planned);
+            }
         }
     }
 
@@ -155,164 +120,360 @@ impl Decision<'_> {
         self.history.image(image).is_some_and(|tries| tries.not_before > self.now.monotonic)
     }
 
-    /// Brings one workload nearer to its orders, by at most one action.
-    fn keep(&mut self, wanted: &Workload, containers: &BTreeMap<ContainerId, Container>) {
-        let target = self.orders.target(wanted, self.observed);
-        for replica in replicas(wanted) {
-            if !self.is_there(&wanted.container.image) {
-                self.wait_for_image(&wanted.container.image, &replica);
+    /// Brings one workload nearer to its orders, by at most one action for each replica.
+    fn keep(&mut self, wanted: &'a Workload, containers: &'a Containers) {
+        let target = self.situation.target(wanted);
+        let slots = self.situation.slots(wanted, &target);
+        let stopped = self.history.stopped(&wanted.name).is_some();
+        let stops_with = self.stops_with(wanted);
+        if stopped || stops_with.is_some() {
+            for slot in &slots {
+                self.retire(&slot.replica);
             }
-            if !self.is_free(&replica) {
-                continue;
+            for index in (0..wanted.replicas).filter(|_| !stopped) {
+                let replica = ReplicaId { workload: wanted.name.clone(), index };
+                self.block(&replica, None, stops_with.as_deref().unwrap_or_default(), None);
             }
-            let id = replica.container(&target.workload.container.name);
-            let existing = [&id, &replica.container(&wanted.container.name)]
-                .into_iter()
-                .find_map(|id| containers.get_key_value(id));
-            match existing {
-                None => self.start(&target, &replica, id),
-                Some((_, container)) if runs_as(wanted, container) => {}
-                Some((found, container)) => self.mend(&target, found, container, id),
+            return;
+        }
+        let may_replace = target.workload.images().all(|image| self.is_there(image))
+            && self.unmet(wanted).is_none();
+        let moves = rollout::moves(wanted, &slots, may_replace);
+        for slot in &slots {
+            self.say_missing_images(wanted, &slot.replica);
+            match moves.retire.contains(&slot.replica.index) {
+                true => self.retire(&slot.replica),
+                false => self.hold(wanted, &target, slot, containers),
+            }
+            let matures_at = self.matures_at(wanted, slot);
+            self.wake_at(matures_at);
+        }
+        for index in moves.start {
+            let replica = ReplicaId { workload: wanted.name.clone(), index };
+            self.say_missing_images(wanted, &replica);
+            self.begin(&target, &replica, containers);
+        }
+    }
+
+    fn say_missing_images(&mut self, wanted: &Workload, replica: &ReplicaId) {
+        for container in &wanted.pod.containers {
+            if !self.is_there(&container.image) {
+                self.wait_for_image(replica, container);
             }
         }
     }
 
-    /// Decides about a container that exists for a wanted replica and does not run as wanted.
+    /// Keeps a replica as it is to be: as ordered, or as it is until its turn comes.
+    fn hold(
+        &mut self,
+        wanted: &'a Workload,
+        target: &Target<'a>,
+        slot: &Slot<'a>,
+        containers: &'a Containers,
+    ) {
+        let current = Target { workload: wanted, generation: self.orders.current.generation };
+        let as_ordered = slot
+            .holds
+            .is_some_and(|holds| holds.workload.definition == wanted.definition && slot.is_new);
+        let definition = match slot.is_new {
+            true if as_ordered => Some(current),
+            true => Some(*target),
+            // Nothing more is known of it than that it is there.
+            false => slot.holds,
+        };
+        if let Some(definition) = definition {
+            self.begin(&definition, &slot.replica, containers);
+        }
+    }
+
+    /// Brings a replica to a definition that what exists of it, if anything does, already has.
+    fn begin(&mut self, target: &Target<'a>, replica: &ReplicaId, containers: &'a Containers) {
+        if !self.is_free(replica) {
+            return;
+        }
+        let definition = &target.workload.definition;
+        let pod = self.observed.pods.get(replica);
+        let empty = self.containers_of(replica).next().is_none();
+        let stale = pod.is_some_and(|pod| pod.definition != *definition);
+        if empty && pod.is_some() && (stale || self.is_finished(target.workload, replica)) {
+            return self.clear(replica);
+        }
+        if let Some((id, other)) =
+            self.containers_of(replica).find(|(_, c)| c.definition != *definition)
+        {
+            return self.end(id, other);
+        }
+        for container in &target.workload.pod.containers {
+            if !self.is_free(replica) {
+                return;
+            }
+            let id = replica.container(&container.name);
+            match containers.get_key_value(&id) {
+                None => self.start(target, replica, container, id),
+                Some((id, there)) => self.mend(target, container, id, there),
+            }
+        }
+        if let Some(pod) = pod.filter(|_| self.is_free(replica) && !empty) {
+            self.refresh(target.workload, replica, pod);
+        }
+    }
+
+    /// Ends a replica, the container that was started last first, then takes down what was around
+    /// them.
+    fn retire(&mut self, replica: &ReplicaId) {
+        if !self.is_free(replica) {
+            return;
+        }
+        let known = |container: &Container| {
+            let known = self.orders.known(&container.replica.workload, &container.definition);
+            let containers = known.map(|known| &known.workload.pod.containers);
+            containers.and_then(|all| all.iter().position(|c| c.name == container.name))
+        };
+        let last = self.containers_of(replica).max_by_key(|(id, container)| {
+            (known(container).unwrap_or(usize::MAX), std::cmp::Reverse(*id))
+        });
+        match last {
+            Some((id, container)) => self.end(id, container),
+            None if self.observed.pods.contains_key(replica) => self.clear(replica),
+            None => {}
+        }
+    }
+
+    /// Decides about a container that exists under the definition it is to have.
     fn mend(
         &mut self,
         target: &Target<'_>,
-        found: &ContainerId,
-        container: &Container,
-        id: ContainerId,
+        container: &Arc<desired::Container>,
+        id: &ContainerId,
+        there: &Container,
     ) {
-        let replica = &container.replica;
-        match container.task {
-            Task::Running { .. } if runs_as(target.workload, container) && *found == id => {}
-            // Never stop what runs for something that cannot run yet.
-            Task::Running { .. } if !self.is_there(&target.workload.container.image) => {}
-            Task::Unknown => self.block(replica, "its task is paused or in an unknown state", None),
-            Task::Running { .. } => self.end(found, container),
-            _ if *found != id => self.end(found, container),
+        let replica = &there.replica;
+        match there.task {
+            Task::Running { pid } => match self.health(id, pid).filter(|health| !health.live) {
+                Some(health) => {
+                    let message = health.message.clone().unwrap_or("a probe failed".into());
+                    self.stop(id, there, Why::Unhealthy(message));
+                }
+                None if *there.limits != *container.limits.label() => {
+                    let (replica, id) = (replica.clone(), id.clone());
+                    let adjust = Adjust { replica, id, limits: container.limits };
+                    self.plan.actions.push(Action::Adjust(adjust));
+                }
+                None => {}
+            },
+            Task::Unknown => {
+                let reason = "its task is paused or in an unknown state";
+                self.block(replica, Some(&there.name), reason, None);
+            }
             // Its shim would hold memory for nothing until it may start. That it ended is only
             // forgotten here once it is known elsewhere: a job must not run twice.
-            Task::Stopped(_) if self.must_wait(target.workload, replica) => {
-                if self.history.is_stored(replica) {
-                    self.end(found, container);
+            Task::Stopped(_) if self.must_wait(target.workload, id) => {
+                if self.history.is_stored(id) {
+                    self.end(id, there);
                 }
             }
-            Task::Stopped(_) | Task::Absent | Task::Created => self.start(target, replica, id),
+            Task::Stopped(_) | Task::Absent | Task::Created => {
+                self.start(target, replica, container, id.clone());
+            }
         }
     }
 
-    /// Whether a replica that does not run stays so for now.
-    fn must_wait(&self, workload: &Workload, replica: &ReplicaId) -> bool {
-        self.history.replica(replica, &workload.definition).is_some_and(|known| {
+    /// Whether a container that does not run stays so for now.
+    fn must_wait(&self, workload: &Workload, id: &ContainerId) -> bool {
+        self.history.container(id, &workload.definition).is_some_and(|known| {
             known.record.is_finished(workload.restart) || known.not_before > self.now.monotonic
         })
     }
 
-    /// Starts a replica, or says why not.
-    fn start(&mut self, target: &Target<'_>, replica: &ReplicaId, id: ContainerId) {
+    /// Starts a container, or says why not.
+    fn start(
+        &mut self,
+        target: &Target<'_>,
+        replica: &ReplicaId,
+        container: &Arc<desired::Container>,
+        id: ContainerId,
+    ) {
         let workload = target.workload;
-        if !self.is_there(&workload.container.image) {
+        if !workload.images().all(|image| self.is_there(image)) {
             return;
         }
-        if let Some(known) = self.history.replica(replica, &workload.definition) {
+        if let Some(holder) = self.holder_of_a_port(workload) {
+            let reason = format!("{holder} has not given up one of its ports yet");
+            return self.block(replica, Some(&container.name), &reason, None);
+        }
+        if let Some(known) = self.history.container(&id, &workload.definition) {
             if known.record.is_finished(workload.restart) {
                 return;
             }
             if known.not_before > self.now.monotonic {
-                let reason = match (&known.start_error, known.record.last_exit()) {
-                    (Some(error), _) => format!("could not be started: {error}"),
-                    (None, Some(exit)) => format!("ended with exit code {}", exit.code),
-                    (None, None) => "waits after a failure".into(),
-                };
-                return self.block(replica, &reason, Some(known.not_before));
+                let (reason, until) = (rollout::why(known), Some(known.not_before));
+                return self.block(replica, Some(&container.name), &reason, until);
             }
+        }
+        if let Some(reason) = self.waits_for_others(workload, replica, &id) {
+            return self.block(replica, Some(&container.name), &reason, None);
         }
         self.plan.actions.push(Action::Start(Start {
             replica: replica.clone(),
             id,
             generation: target.generation,
             definition: workload.definition.clone(),
-            network: workload.network,
-            container: Arc::clone(&workload.container),
+            pod: Arc::clone(&workload.pod),
+            container: Arc::clone(container),
+            shares_ports: self.shares_ports_of(workload),
         }));
     }
 
-    fn wait_for_image(&mut self, image: &ImageRef, replica: &ReplicaId) {
+    /// Whether ports lead to a replica of this definition as they are shared out: it may have fewer
+    /// replicas by its own order than are ordered now.
+    fn shares_ports_of(&self, workload: &Workload) -> bool {
+        let wanted = self.orders.current.workloads.get(&workload.name).unwrap_or(workload);
+        wanted.may_be_several() && workload.has_pod_ports()
+    }
+
+    /// What a replica waits for before its first start. One that ends later does not wait again.
+    fn waits_for_others(
+        &self,
+        workload: &Workload,
+        replica: &ReplicaId,
+        id: &ContainerId,
+    ) -> Option<String> {
+        let known = self.history.container(id, &workload.definition);
+        let was_started = known.is_some_and(|known| known.was_started);
+        let runs = |(_, c): (&ContainerId, &Container)| matches!(c.task, Task::Running { .. });
+        let begun = was_started || self.containers_of(replica).any(runs);
+        let wanted = self.orders.current.workloads.get(&workload.name);
+        wanted.filter(|_| !begun).and_then(|wanted| self.unmet(wanted))
+    }
+
+    /// Another workload whose pod still has a port that this one is to have, by its earlier
+    /// definition.
+    fn holder_of_a_port(&self, workload: &Workload) -> Option<&'a WorkloadName> {
+        let wants = |port: &Port| {
+            let same = |own: &Port| (own.protocol, own.host) == (port.protocol, port.host);
+            workload.pod.ports.iter().any(same)
+        };
+        let held = |(replica, there): (&'a ReplicaId, &observed::Pod)| {
+            let made_for = self.orders.known(&replica.workload, &there.definition)?.workload;
+            let holds = replica.workload != workload.name && made_for.pod.ports.iter().any(wants);
+            holds.then_some(&replica.workload)
+        };
+        if workload.pod.ports.is_empty() { None } else { self.observed.pods.iter().find_map(held) }
+    }
+
+    /// Brings what is around a replica's containers to what is ordered, if it is not.
+    fn refresh(&mut self, workload: &Workload, replica: &ReplicaId, there: &observed::Pod) {
+        let pod = &workload.pod;
+        if there.in_place != pod.in_place || (pod.identity.is_some() && !there.serves_identity) {
+            let (replica, definition) = (replica.clone(), workload.definition.clone());
+            let refresh = Refresh { replica, definition, pod: Arc::clone(pod) };
+            self.plan.actions.push(Action::Refresh(refresh));
+        }
+    }
+
+    fn clear(&mut self, replica: &ReplicaId) {
+        self.plan.actions.push(Action::Clear { replica: replica.clone() });
+    }
+
+    fn wait_for_image(&mut self, replica: &ReplicaId, container: &desired::Container) {
+        let image = &container.image;
         match self.history.image(image) {
             Some(tries) if self.rests(image) => {
                 let reason = format!("image {image} could not be fetched: {}", tries.error);
-                self.block(replica, &reason, Some(tries.not_before));
+                self.block(replica, Some(&container.name), &reason, Some(tries.not_before));
             }
-            _ => self.block(replica, "its image is being fetched", None),
+            _ => self.block(replica, Some(&container.name), "its image is being fetched", None),
         }
     }
 
     /// Stops and removes a container, or only removes it if it does not run.
     fn end(&mut self, id: &ContainerId, container: &Container) {
-        let replica = container.replica.clone();
-        let action = match container.task {
-            Task::Running { .. } | Task::Created | Task::Unknown => {
-                let workload = [&self.orders.current, &self.orders.previous]
-                    .into_iter()
-                    .filter_map(|orders| orders.workloads.get(&replica.workload))
-                    .find(|workload| workload.definition == container.definition);
-                Action::Stop(Stop {
-                    replica,
-                    id: id.clone(),
-                    signal: workload.and_then(|workload| workload.stop_signal.clone()),
-                    grace: workload.map_or(DEFAULT_GRACE, |workload| workload.grace),
-                })
+        match container.task {
+            // Whoever paused it, or whatever it is, knows better.
+            Task::Unknown
+                if self.orders.current.workloads.contains_key(&container.replica.workload) =>
+            {
+                let reason = "its task is paused or in an unknown state";
+                self.block(&container.replica, Some(&container.name), reason, None);
             }
-            Task::Stopped(_) | Task::Absent => Action::Remove { replica, id: id.clone() },
-        };
-        self.plan.actions.push(action);
+            Task::Running { .. } | Task::Created | Task::Unknown => {
+                self.stop(id, container, Why::Unwanted);
+            }
+            Task::Stopped(_) | Task::Absent => {
+                let (replica, id) = (container.replica.clone(), id.clone());
+                self.plan.actions.push(Action::Remove { replica, id });
+            }
+        }
+    }
+
+    fn stop(&mut self, id: &ContainerId, container: &Container, why: Why) {
+        let replica = &container.replica;
+        let known = self.orders.known(&replica.workload, &container.definition);
+        let stop = known.map(|known| &known.workload.stop);
+        let runs = |(_, c): (&ContainerId, &Container)| matches!(c.task, Task::Running { .. });
+        // Drained once, and only what does its work.
+        let all = known.map_or(0, |known| known.workload.pod.containers.len());
+        let drains = why == Why::Unwanted
+            && self.containers_of(replica).filter(|one| runs(*one)).count() == all
+            && self.history.stopped(&replica.workload).is_none_or(|stopped| stopped.drained);
+        let hook = stop.and_then(|stop| stop.pre_stop.as_ref());
+        self.plan.actions.push(Action::Stop(Stop {
+            replica: replica.clone(),
+            id: id.clone(),
+            why,
+            drain: stop.filter(|_| drains).map_or(Duration::ZERO, |stop| stop.drain),
+            pre_stop: hook.filter(|h| h.container == container.name).map(|h| h.check.clone()),
+            signal: stop.and_then(|stop| stop.signal.clone()),
+            grace: stop.map_or(DEFAULT_GRACE, |stop| stop.grace),
+        }));
     }
 
     /// Forgets images that no order names, once every image of the current orders is there: until
     /// then an older one may still be what keeps a workload going.
     fn forget_images(&mut self) {
         let orders = &self.orders.current;
-        let complete = orders.workloads.values().all(|w| self.is_there(&w.container.image));
+        let complete =
+            orders.workloads.values().flat_map(Workload::images).all(|image| self.is_there(image));
         if !complete || !self.plan.actions.is_empty() || !self.observed.busy.is_empty() {
             return;
         }
-        let needed: BTreeSet<&ImageRef> = [&self.orders.current, &self.orders.previous]
-            .into_iter()
-            .flat_map(|orders| orders.workloads.values())
-            .map(|workload| &workload.container.image)
-            .collect();
+        let needed: BTreeSet<&ImageRef> =
+            self.orders.workloads().flat_map(Workload::images).collect();
         let unneeded = self.observed.images.keys().filter(|image| !needed.contains(image));
         let remove = |image: &ImageRef| Action::RemoveImage { image: image.clone() };
         self.plan.actions.extend(unneeded.map(remove));
     }
 
-    fn block(&mut self, replica: &ReplicaId, reason: &str, until: Option<Duration>) {
-        let reason = reason.to_owned();
-        self.plan.blocked.push(Blocked { replica: replica.clone(), reason, until });
-        self.plan.wake_at = self.plan.wake_at.into_iter().chain(until).min();
+    fn block(
+        &mut self,
+        replica: &ReplicaId,
+        container: Option<&ContainerName>,
+        reason: &str,
+        until: Option<Duration>,
+    ) {
+        let (replica, reason) = (replica.clone(), reason.to_owned());
+        self.plan.blocked.push(Blocked { replica, container: container.cloned(), reason, until });
+        self.wake_at(until);
+    }
+
+    fn wake_at(&mut self, at: Option<Duration>) {
+        self.plan.wake_at = self.plan.wake_at.into_iter().chain(at).min();
     }
 
     fn is_there(&self, image: &ImageRef) -> bool {
         self.observed.images.contains_key(image)
     }
 
-    /// Whether nothing is being done or planned for the replica's workload, and it does not rest.
+    /// Whether nothing is being done or planned for the replica, and it does not rest.
     fn is_free(&self, replica: &ReplicaId) -> bool {
-        let workload = &replica.workload;
-        let rests = self.history.failed_ends().any(|failed| {
-            failed.replica.workload == *workload && failed.not_before > self.now.monotonic
-        });
+        let rests = self
+            .history
+            .failed_ends()
+            .any(|failed| failed.replica == *replica && failed.not_before > self.now.monotonic);
         !rests
-            && !self.observed.busy.contains_key(workload)
-            && !self.plan.actions.iter().any(|action| action.workload() == Some(workload))
+            && !self.observed.busy.contains_key(replica)
+            && !self.plan.actions.iter().any(|action| action.replica() == Some(replica))
     }
-}
-
-fn runs_as(workload: &Workload, container: &Container) -> bool {
-    matches!(container.task, Task::Running { .. }) && container.definition == workload.definition
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use coracle_protocol::desired::{JSON_SCHEMA, SCHEMA};
 use coracle_protocol::{Code, Refusal};
 use serde_json::{Map, Value};
 
+use crate::words::{found_word, wanted_word};
+
 /// Longest path of an unknown field that is kept, in characters.
 const MAX_PATH: usize = 200;
 
@@ -52,11 +54,15 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// Judges one value. `rule` is the part of the schema that it must fit.
     fn value(&mut self, rule: &'a Value, value: &Value, place: &str) {
-        let rule = self.resolve(rule);
+        let rule = match optional(rule) {
+            Some(_) if value.is_null() => return,
+            Some(inner) => self.resolve(inner),
+            None => self.resolve(rule),
+        };
         let wanted = types(rule);
         if !wanted.is_empty() && !wanted.iter().any(|wanted| fits(wanted, value)) {
             let wanted: Vec<_> =
-                wanted.into_iter().filter(|wanted| *wanted != "null").map(word).collect();
+                wanted.into_iter().filter(|wanted| *wanted != "null").map(wanted_word).collect();
             let message = format!("is {}; must be {}", found_word(value), wanted.join(" or "));
             return self.refuse(place, Code::WRONG_TYPE, message);
         }
@@ -116,9 +122,19 @@ impl<'a> Walk<'a> {
         target.and_then(|pointer| self.schema.pointer(pointer)).unwrap_or(rule)
     }
 
+    #[cfg_attr(test, track_caller)]
     fn refuse(&mut self, path: &str, code: Code, message: String) {
+        #[cfg(test)]
+        crate::refused::record();
         self.found.refusals.push(Refusal::new(path, code, message));
     }
+}
+
+/// The rule for a value that may also be null, which is how a schema says that a part can be left
+/// out.
+fn optional(rule: &Value) -> Option<&Value> {
+    let alternatives = rule.get("anyOf")?.as_array()?;
+    alternatives.iter().find(|alternative| alternative.get("type") != Some(&"null".into()))
 }
 
 /// The JSON types that a rule allows; none if it allows all.
@@ -165,29 +181,6 @@ fn choices(rule: &Value) -> Option<Vec<&Value>> {
     }
     let alternatives = rule.get("oneOf")?.as_array()?;
     alternatives.iter().map(|alternative| alternative.get("const")).collect()
-}
-
-fn word(json_type: &str) -> &str {
-    match json_type {
-        "string" => "text",
-        "integer" => "a whole number",
-        "number" => "a number",
-        "boolean" => "true or false",
-        "array" => "a list",
-        "object" => "an object",
-        other => other,
-    }
-}
-
-fn found_word(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 /// A value short enough for a sentence.

@@ -32,6 +32,11 @@ impl Rules {
         Ok(Self { own: getuid(), group })
     }
 
+    /// Nobody but root and our own user gets in.
+    pub(super) fn without_readers() -> Self {
+        Self { own: getuid(), group: None }
+    }
+
     /// Whose members may read.
     pub(super) fn group(&self) -> Option<Gid> {
         self.group

@@ -23,11 +23,13 @@ mod access;
 mod calls;
 mod connection;
 mod events;
+mod keys;
 mod listening;
 mod orders;
 mod reply;
 mod router;
 mod status;
+mod volumes;
 mod workloads;
 
 use access::Rules;
@@ -87,42 +89,58 @@ struct Context {
     readers: Arc<Semaphore>,
 }
 
-/// Offers the API until the event loop drops its end of `calls`, then removes the socket.
-///
-/// `happened` holds the sequence of the newest event.
-///
-/// # Errors
-/// The socket cannot be made, or another agent has it.
-pub async fn serve(
-    config: ApiConfig,
-    calls: mpsc::Sender<Call>,
-    happened: watch::Receiver<u64>,
-) -> Result<(), ApiError> {
-    let rules = Rules::new(config.group.as_deref())?;
-    let listening = Listening::start(config.socket, rules.group()).await?;
-    let context = Arc::new(Context {
-        calls: Calls::new(calls.clone()),
-        happened,
-        agent_started: Timestamp::from_unix(wall_now().as_secs()),
-        rules,
-        readers: Arc::new(Semaphore::new(MAX_READERS)),
-    });
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            () = calls.closed() => return Ok(()),
-            Some(ended) = connections.join_next() => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "an API connection broke off");
+/// The API with its socket, which is removed when this is dropped.
+#[derive(Debug)]
+pub struct Api {
+    rules: Rules,
+    listening: Listening,
+}
+
+impl Api {
+    /// Makes the socket. Who connects from now on is answered once it is served.
+    ///
+    /// A group of readers that cannot be found is an error in the log and no more: root still gets
+    /// in.
+    ///
+    /// # Errors
+    /// The socket cannot be made, or another agent has it.
+    pub async fn listen(config: ApiConfig) -> Result<Self, ApiError> {
+        let rules = Rules::new(config.group.as_deref()).unwrap_or_else(|error| {
+            tracing::error!(%error, "only root can use the local API");
+            Rules::without_readers()
+        });
+        let listening = Listening::start(config.socket, rules.group()).await?;
+        Ok(Self { rules, listening })
+    }
+
+    /// Answers until the event loop drops its end of `calls`. `happened` holds the sequence of the
+    /// newest event.
+    pub async fn serve(self, calls: mpsc::Sender<Call>, happened: watch::Receiver<u64>) {
+        let context = Arc::new(Context {
+            calls: Calls::new(calls.clone()),
+            happened,
+            agent_started: Timestamp::from_unix(wall_now().as_secs()),
+            rules: self.rules,
+            readers: Arc::new(Semaphore::new(MAX_READERS)),
+        });
+        let mut connections = JoinSet::new();
+        loop {
+            let has_room = connections.len() < MAX_CONNECTIONS;
+            tokio::select! {
+                () = calls.closed() => return,
+                Some(ended) = connections.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "an API connection broke off");
+                    }
                 }
+                accepted = self.listening.accept(), if has_room => match accepted {
+                    Ok(stream) => admit(stream, &context, &mut connections),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot take an API connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
             }
-            accepted = listening.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok(stream) => admit(stream, &context, &mut connections),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot take an API connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
         }
     }
 }

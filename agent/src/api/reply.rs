@@ -1,35 +1,8 @@
-//! Answers in JSON.
+//! Why there is no answer, beside the answers of [`crate::http_reply`].
 
-use http_body_util::Full;
-use hyper::body::Bytes;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use hyper::{Response, StatusCode};
-use serde::Serialize;
+use hyper::StatusCode;
 
-use crate::status::Problem;
-
-pub(super) type Reply = Response<Full<Bytes>>;
-
-/// `value` as JSON.
-pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Reply {
-    match serde_json::to_vec(value) {
-        Ok(body) => bytes(status, body),
-        Err(error) => {
-            tracing::error!(%error, "an answer of the API could not be written as JSON");
-            bytes(StatusCode::INTERNAL_SERVER_ERROR, br#"{"error":"internal error"}"#.to_vec())
-        }
-    }
-}
-
-/// A body that is JSON already.
-pub(super) fn bytes(status: StatusCode, body: Vec<u8>) -> Reply {
-    let mut reply = Response::new(Full::new(Bytes::from(body)));
-    *reply.status_mut() = status;
-    let headers = reply.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    reply
-}
+pub(super) use crate::http_reply::{Reply, bytes, json, problem, wrong_method};
 
 /// Why there is no answer, until it becomes one.
 #[derive(Debug)]
@@ -48,17 +21,4 @@ impl From<Obstacle> for Reply {
     fn from(Obstacle { status, error }: Obstacle) -> Self {
         problem(status, error)
     }
-}
-
-/// Not what was asked for, and why.
-pub(super) fn problem(status: StatusCode, error: impl Into<String>) -> Reply {
-    json(status, &Problem { error: error.into() })
-}
-
-/// The resource exists, but not with this method.
-pub(super) fn wrong_method(allowed: &'static str) -> Reply {
-    let mut reply =
-        problem(StatusCode::METHOD_NOT_ALLOWED, format!("this resource answers to {allowed} only"));
-    reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
-    reply
 }

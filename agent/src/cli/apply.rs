@@ -1,7 +1,6 @@
 //! `coracle apply`: gives the agent a signed order, and waits for it to be carried out if asked to.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use coracle_core::text;
 use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
@@ -12,12 +11,9 @@ use super::client::Client;
 use super::failure::Failure;
 use super::style::Style;
 use super::validate::place;
+use super::waiting::Waiting;
 use super::{Outcome, input, output, status};
-use crate::clock::monotonic_now;
 use crate::status::{Applied, Status};
-
-/// Between two looks at a status that does not change by events, such as a download.
-const PERIOD: u64 = 1;
 
 /// Arguments of `coracle apply`.
 #[derive(Debug, clap::Args)]
@@ -50,13 +46,13 @@ pub(super) fn run(socket: PathBuf, args: &Args) -> Result<Outcome, Failure> {
     if !(applied.accepted || applied.unchanged) {
         return Ok(Outcome::No);
     }
-    match args.wait {
-        None => Ok(Outcome::Good),
-        Some(seconds) => {
-            let deadline = monotonic_now() + Duration::from_secs(seconds.min(86_400 * 365));
-            wait(&client, &applied, deadline, args.json, &style)
-        }
-    }
+    let Some(seconds) = args.wait else { return Ok(Outcome::Good) };
+    let waited = Waiting::new(&client, seconds, args.json)
+        .until(|status| status::progress(status, &style), |status| judge(status, &applied))?;
+    Ok(waited.unwrap_or_else(|| {
+        output::remark("error: not everything is as ordered yet; see `coracle status`");
+        Outcome::No
+    }))
 }
 
 /// What can be told without the agent, for a better answer.
@@ -87,45 +83,6 @@ fn render(applied: &Applied, style: &Style) -> String {
     text
 }
 
-/// Looks until everything is as ordered, and tells each change on the way.
-fn wait(
-    client: &Client,
-    applied: &Applied,
-    deadline: Instant,
-    quiet: bool,
-    style: &Style,
-) -> Result<Outcome, Failure> {
-    let started = monotonic_now();
-    let mut told = String::new();
-    let mut newest = 0;
-    loop {
-        let outcome = match client.get::<Status>("/v1/status") {
-            Ok(status) => {
-                let progress = status::progress(&status, style);
-                if !quiet && progress != told {
-                    let elapsed = started.elapsed().as_secs();
-                    output::print(&format!("{elapsed:>4} s  {progress}\n"))?;
-                    told = progress;
-                }
-                judge(&status, applied)
-            }
-            Err(failure) if failure.may_pass() => None,
-            Err(failure) => return Err(failure),
-        };
-        if let Some(outcome) = outcome {
-            return Ok(outcome);
-        }
-        if monotonic_now() >= deadline {
-            output::remark("error: not everything is as ordered yet; see `coracle status`");
-            return Ok(Outcome::No);
-        }
-        match client.events(newest, PERIOD) {
-            Ok(page) => newest = page.newest,
-            Err(_) => client.pause(Duration::from_secs(PERIOD)),
-        }
-    }
-}
-
 /// Whether there is nothing left to wait for.
 fn judge(status: &Status, applied: &Applied) -> Option<Outcome> {
     let reported = &status.reported;
@@ -135,7 +92,15 @@ fn judge(status: &Status, applied: &Applied) -> Option<Outcome> {
             Some(Outcome::No)
         }
         Some(wanted) if reported.generation_applied < wanted => None,
-        _ => (reported.phase == Phase::Converged).then_some(Outcome::Good),
+        _ if reported.phase == Phase::Converged => Some(Outcome::Good),
+        _ => {
+            let given_up = status::given_up(status);
+            let first = given_up.first()?;
+            output::remark(&format!(
+                "error: the update of {first} was taken back; see `coracle status`"
+            ));
+            Some(Outcome::No)
+        }
     }
 }
 

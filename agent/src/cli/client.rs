@@ -18,7 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use super::failure::Failure;
-use crate::status::{Applied, EventsPage, Problem};
+use crate::status::{Applied, EventsPage, Operated, Operation, Problem};
 
 /// For an answer from memory, beyond what the API itself allows the event loop.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -61,6 +61,19 @@ impl Client {
             StatusCode::OK | StatusCode::UNPROCESSABLE_ENTITY => self.decode(&answer.1),
             _ => Err(problem(&answer)),
         }
+    }
+
+    /// Does something to a workload.
+    pub(super) fn operate(&self, workload: &str, what: Operation) -> Result<Operated, Failure> {
+        let path = format!("/v1/workloads/{workload}/{}", what.as_str());
+        let answer = self.exchange(Method::POST, &path, Vec::new(), LONG_PATIENCE)?;
+        if answer.0 == StatusCode::OK { self.decode(&answer.1) } else { Err(problem(&answer)) }
+    }
+
+    /// Removes a resource.
+    pub(super) fn delete(&self, path: &str) -> Result<(), Failure> {
+        let answer = self.exchange(Method::DELETE, path, Vec::new(), LONG_PATIENCE)?;
+        if answer.0 == StatusCode::OK { Ok(()) } else { Err(problem(&answer)) }
     }
 
     /// Waits before another try.

@@ -47,6 +47,27 @@ pub enum Failure {
         /// Why.
         source: io::Error,
     },
+    /// Nothing is wrong with the order, but its configurations could not be judged.
+    #[error("it is not known whether the configurations satisfy their templates")]
+    NotJudged,
+    /// There is nothing to show.
+    #[error("no logs of {}{name} in {dir}", if *.previous { "a previous run of " } else { "" })]
+    NoLogs {
+        /// Of what, as it was asked for.
+        name: String,
+        /// Where.
+        dir: PathBuf,
+        /// Whether it is only that there is no run before.
+        previous: bool,
+    },
+    /// The logs cannot be read.
+    #[error("cannot read the logs in {dir}")]
+    Logs {
+        /// Where.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The client itself cannot work.
     #[error("cannot {action}")]
     Client {
@@ -61,8 +82,8 @@ impl Failure {
     /// As documented in the help.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Denied { .. } | Self::Client { .. } => 1,
-            Self::Unreadable { .. } => 2,
+            Self::Denied { .. } | Self::NoLogs { .. } | Self::Client { .. } => 1,
+            Self::Unreadable { .. } | Self::NotJudged | Self::Logs { .. } => 2,
             Self::Unreachable { .. } | Self::NoAnswer { .. } | Self::NotNow { .. } => 3,
         }
     }
@@ -79,7 +100,22 @@ impl Failure {
             Self::NoAnswer { .. } => {
                 Some("see its log, such as by `journalctl -u coracle`".to_owned())
             }
-            Self::NotNow { .. }
+            Self::NotJudged => Some(
+                "install coracle-config-check, or say where it is: [templates] program in the \
+                 configuration, which --config names"
+                    .to_owned(),
+            ),
+            Self::NoLogs { previous: true, .. } => {
+                Some("leave out --previous for its only run that is kept".to_owned())
+            }
+            Self::NoLogs { .. } => Some(
+                "`coracle logs` lists what is kept, `coracle status` tells what runs".to_owned(),
+            ),
+            Self::Logs { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("logs are for root alone: try sudo".to_owned())
+            }
+            Self::Logs { .. }
+            | Self::NotNow { .. }
             | Self::Denied { .. }
             | Self::Unreadable { .. }
             | Self::Client { .. } => None,

@@ -1,10 +1,16 @@
-//! The agent's log, on standard error.
+//! The agent's log: on standard error, or as the journal likes it.
+//!
+//! In the journal each line carries its priority (sd-daemon(3)), and errors go to standard error
+//! while all else goes to standard output: so a unit can have the errors alone on the console too.
 
-use std::env;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+use std::{env, fmt};
 
 use nix::sys::stat::fstat;
-use tracing::Level;
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
 
 use super::style::colour_allowed;
 
@@ -19,18 +25,69 @@ pub struct Args {
     pub log_json: bool,
 }
 
-/// Starts logging to standard error. The journal notes the time by itself, so it is left out there.
+/// Starts logging. The journal notes the time by itself, so it is left out there.
 pub fn start(args: &Args) {
-    let journal = stderr_is_the_journal();
-    let log = tracing_subscriber::fmt()
-        .with_max_level(args.log_level)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal() && colour_allowed());
-    match (args.log_json, journal) {
-        (false, false) => log.init(),
-        (false, true) => log.without_time().init(),
-        (true, false) => log.json().init(),
-        (true, true) => log.json().without_time().init(),
+    let log = tracing_subscriber::fmt().with_max_level(args.log_level);
+    if stderr_is_the_journal() {
+        let log = log.with_ansi(false).with_writer(Journal);
+        let text = tracing_subscriber::fmt::format().without_time();
+        match args.log_json {
+            false => log.event_format(WithPriority(text.with_ansi(false))).init(),
+            true => log
+                .fmt_fields(tracing_subscriber::fmt::format::JsonFields::new())
+                .event_format(WithPriority(text.json()))
+                .init(),
+        }
+        return;
+    }
+    let log = log.with_writer(io::stderr).with_ansi(io::stderr().is_terminal() && colour_allowed());
+    match args.log_json {
+        false => log.init(),
+        true => log.json().init(),
+    }
+}
+
+/// Errors to standard error, all else to standard output.
+struct Journal;
+
+impl<'a> MakeWriter<'a> for Journal {
+    type Writer = Box<dyn Write>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Box::new(io::stdout())
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
+        match *metadata.level() {
+            Level::ERROR => Box::new(io::stderr()),
+            _ => Box::new(io::stdout()),
+        }
+    }
+}
+
+/// A line with its priority in front, as syslog(3) counts them.
+struct WithPriority<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for WithPriority<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(context, writer, event)
     }
 }
 

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use coracle_protocol::Timestamp;
 use coracle_protocol::reported::{
-    Condition, ConditionStatus, Phase, Refused, ReplicaReport, WorkloadReport,
+    Condition, ConditionStatus, Phase, Refused, ReplicaReport, ReplicaState, UpdateState,
+    WorkloadReport,
 };
 
 use super::client::Client;
@@ -22,7 +23,9 @@ mod replicas;
 #[cfg(test)]
 pub(super) mod tests;
 
-pub(super) use replicas::{roughly_ago, tone, word};
+pub(super) use replicas::{
+    is_unready, is_well, roughly_ago, stopped_words, tone, tone_of, update_words, word, words,
+};
 
 /// Column at which facts start.
 const INDENT: usize = 12;
@@ -76,36 +79,101 @@ fn render(status: &Status, now: Timestamp, style: &Style) -> String {
     page
 }
 
-/// Whether the lines about the link or the orders say it.
+/// Conditions that are only worth a line when something is wrong.
+const QUIET_WHEN_GOOD: [&str; 13] = [
+    "cgroups",
+    "cni",
+    "data",
+    "identity",
+    "kernel",
+    "leftovers",
+    "logs",
+    "pods",
+    "policy",
+    "registries",
+    "runtime-dir",
+    "templates",
+    "trust",
+];
+
+/// Whether the lines about the link or the orders say it, or there is nothing to say.
 fn is_told_already(condition: &Condition, status: &Status) -> bool {
     match condition.name.as_str() {
         "link" => status.link.is_some(),
         "orders" => condition.status == ConditionStatus::True || status.reported.refused.is_some(),
-        _ => false,
+        name => condition.status == ConditionStatus::True && QUIET_WHEN_GOOD.contains(&name),
     }
 }
 
 /// `WORKLOAD.N STATE` of all that is not as ordered, in one line.
 pub(super) fn progress(status: &Status, style: &Style) -> String {
-    let open = each_replica(status)
-        .filter(|(_, replica)| !replicas::is_well(replica.state))
-        .map(|(workload, replica)| {
-            let name = replicas::name(workload, replica, style);
-            match replicas::percent(workload, replica, &status.pulls) {
-                Some(percent) => format!("{name} pulling {} %", percent / 10 * 10),
-                None => format!("{name} {}", word(replica.state)),
-            }
-        })
-        .collect::<Vec<_>>();
+    let workloads = &status.reported.workloads;
+    let open: Vec<_> =
+        workloads.iter().flat_map(|workload| open(workload, status, style)).collect();
     match (status.reported.phase, open.is_empty()) {
+        (Phase::Converged, _) if workloads.iter().any(|workload| workload.stopped.is_some()) => {
+            "everything is as ordered, but for what is stopped by hand".to_owned()
+        }
         (Phase::Converged, _) => "everything is as ordered".to_owned(),
         (phase, true) => phase_word(phase).to_owned(),
-        (_, false) if open.len() <= PROGRESS_SHOWN => open.join(", "),
-        (_, false) => {
-            let (shown, more) = open.split_at(PROGRESS_SHOWN);
+        (_, false) => few(&open),
+    }
+}
+
+/// What is not as ordered about a workload, but that it is stopped by hand.
+fn open(workload: &WorkloadReport, status: &Status, style: &Style) -> Vec<String> {
+    let percent = replicas::percent(workload, &status.pulls);
+    let pulling = percent.map(|percent| format!("pulling {} %", percent / 10 * 10));
+    let update = workload.update.as_ref().map(|update| match (update.state, &pulling) {
+        (UpdateState::RolledBack, _) => "update taken back".to_owned(),
+        (UpdateState::Progressing, Some(pulling)) => pulling.clone(),
+        (UpdateState::Progressing, None) => {
+            format!("{} of {} replaced", update.updated, update.replicas)
+        }
+    });
+    let mut open: Vec<_> = update
+        .map(|update| format!("{} {update}", clean(&workload.name, style)))
+        .into_iter()
+        .collect();
+    let replicas = workload
+        .replicas
+        .iter()
+        .filter(|replica| !replicas::is_well(replica) && replica.state != ReplicaState::Stopped);
+    open.extend(replicas.map(|replica| {
+        let name = replicas::name(workload, replica, style);
+        let pulling = pulling.as_ref().filter(|_| replica.state == ReplicaState::Pulling);
+        format!("{name} {}", pulling.map_or(words(replica), String::as_str))
+    }));
+    open
+}
+
+/// The first ones in one line; the rest is counted.
+pub(super) fn few(all: &[String]) -> String {
+    match all.split_at_checked(PROGRESS_SHOWN) {
+        Some((shown, more)) if !more.is_empty() => {
             format!("{} and {} more", shown.join(", "), more.len())
         }
+        _ => all.join(", "),
     }
+}
+
+/// The workloads whose updates were taken back, if nothing else is left to wait for.
+pub(super) fn given_up(status: &Status) -> Vec<&str> {
+    let taken_back = |workload: &WorkloadReport| {
+        is_taken_back(workload) && workload.replicas.iter().all(replicas::is_well)
+    };
+    let workloads = &status.reported.workloads;
+    let mut all = workloads.iter();
+    if !all.all(|workload| workload.phase == Phase::Converged || taken_back(workload)) {
+        return Vec::new();
+    }
+    let names = workloads.iter().filter(|workload| is_taken_back(workload));
+    names.map(|workload| workload.name.as_str()).collect()
+}
+
+fn is_taken_back(workload: &WorkloadReport) -> bool {
+    let update = workload.update.as_ref();
+    update.is_some_and(|update| update.state == UpdateState::RolledBack)
 }
 
 fn fact(page: &mut String, label: &str, style: &Style) {
@@ -120,7 +188,10 @@ fn fact(page: &mut String, label: &str, style: &Style) {
 
 fn gateway_line(status: &Status, style: &Style) -> String {
     let version = clean(&status.reported.agent_version, style);
-    format!("{}, agent {version}", status.reported.gateway)
+    match status.reported.gateway {
+        gateway if gateway.is_nil() => format!("not provisioned, agent {version}"),
+        gateway => format!("{gateway}, agent {version}"),
+    }
 }
 
 fn add_orders(page: &mut String, status: &Status, style: &Style) {
@@ -138,6 +209,7 @@ fn add_orders(page: &mut String, status: &Status, style: &Style) {
         page.push_str(&format!("generation {generation} in force, {workloads}: "));
         page.push_str(&style.paint(phase_tone(reported.phase), phase_word(reported.phase)));
         page.push('\n');
+        add_exceptions(page, &reported.workloads, style);
     }
     match &reported.refused {
         Some(refused) => add_refused(page, refused, style),
@@ -157,6 +229,19 @@ fn add_orders(page: &mut String, status: &Status, style: &Style) {
         let line = format!("{} more were ignored", more.len());
         add_paragraph(page, &line, INDENT, style);
     }
+}
+
+/// What must not be missed, whatever the phase is.
+fn add_exceptions(page: &mut String, workloads: &[WorkloadReport], style: &Style) {
+    let mut add = |what: &str, is_one: &dyn Fn(&WorkloadReport) -> bool| {
+        let names = workloads.iter().filter(|workload| is_one(workload));
+        let names: Vec<_> = names.map(|workload| workload.name.clone()).collect();
+        if !names.is_empty() {
+            add_paragraph(page, &format!("{what}: {}", few(&names)), INDENT, style);
+        }
+    };
+    add("stopped by hand", &|workload| workload.stopped.is_some());
+    add("update taken back", &is_taken_back);
 }
 
 fn add_refused(page: &mut String, refused: &Refused, style: &Style) {
@@ -218,21 +303,45 @@ fn add_replicas(page: &mut String, status: &Status, now: Timestamp, style: &Styl
     if all.is_empty() {
         return;
     }
-    let (well, mut ill): (Vec<_>, Vec<_>) =
-        all.iter().copied().partition(|(_, replica)| replicas::is_well(replica.state));
-    ill.sort_by_key(|(_, replica)| tone(replica.state) == Tone::Bad);
+    let is_as_ordered = |(workload, replica): &(&WorkloadReport, &ReplicaReport)| {
+        workload.stopped.is_none() && replicas::is_well(replica)
+    };
+    let (well, rest): (Vec<_>, Vec<_>) = all.iter().copied().partition(is_as_ordered);
+    let (bad, rest): (Vec<_>, Vec<_>) =
+        rest.into_iter().partition(|(_, replica)| tone_of(replica) == Tone::Bad);
+    let (stopped, busy): (Vec<_>, Vec<_>) =
+        rest.into_iter().partition(|(workload, _)| workload.stopped.is_some());
     page.push('\n');
-    let listed = if all.len() > MANY {
+    let mut rows = Vec::new();
+    if all.len() > MANY {
         let names: Vec<_> = well.iter().map(|(w, r)| replicas::name(w, r, style)).collect();
         if !names.is_empty() {
             let line = format!("As ordered ({} of {}): {}", well.len(), all.len(), names.join(" "));
             add_paragraph(page, &line, 0, style);
             page.push('\n');
         }
-        ill
     } else {
-        [well, ill].concat()
-    };
+        rows.extend(rows_of(&well, status, now, style));
+    }
+    rows.extend(rows_of(&stopped, status, now, style));
+    rows.extend(updates(status, UpdateState::Progressing, style));
+    rows.extend(rows_of(&busy, status, now, style));
+    rows.extend(rows_of(&bad, status, now, style));
+    rows.extend(updates(status, UpdateState::RolledBack, style));
+    if !rows.is_empty() {
+        add_table(page, &["WORKLOAD", "STATE", "DETAILS"], &rows, style);
+    }
+}
+
+/// A row of the table: its cells, and the last one, which is wrapped.
+type Cells = (Vec<Cell>, String);
+
+fn rows_of(
+    listed: &[(&WorkloadReport, &ReplicaReport)],
+    status: &Status,
+    now: Timestamp,
+    style: &Style,
+) -> Vec<Cells> {
     let mut rows: Vec<Row<'_>> = Vec::new();
     for (workload, replica) in listed {
         let details = replicas::details(workload, replica, &status.pulls, now);
@@ -241,10 +350,22 @@ fn add_replicas(page: &mut String, status: &Status, now: Timestamp, style: &Styl
             _ => rows.push(Row { workload, first: replica, last: replica.index, details }),
         }
     }
-    let rows: Vec<_> = rows.into_iter().map(|row| row.cells(style)).collect();
-    if !rows.is_empty() {
-        add_table(page, &["WORKLOAD", "STATE", "DETAILS"], &rows, style);
-    }
+    rows.into_iter().map(|row| row.cells(style)).collect()
+}
+
+/// A row for each update that is in this state.
+fn updates(status: &Status, state: UpdateState, style: &Style) -> Vec<Cells> {
+    let (tone, word) = match state {
+        UpdateState::Progressing => (Tone::Busy, "updating"),
+        UpdateState::RolledBack => (Tone::Bad, "rolled-back"),
+    };
+    let row = |workload: &WorkloadReport| {
+        let update = workload.update.as_ref().filter(|update| update.state == state)?;
+        let name = Cell::new(clean(&workload.name, style));
+        let details = replicas::update_words(workload, update, &status.pulls);
+        Some((vec![name, Cell::toned(tone, word)], details))
+    };
+    status.reported.workloads.iter().filter_map(row).collect()
 }
 
 /// Replicas of one workload of which the same can be said.
@@ -265,13 +386,13 @@ impl Row<'_> {
     }
 
     /// `web.0-3`, the state, and the details.
-    fn cells(self, style: &Style) -> (Vec<Cell>, String) {
+    fn cells(self, style: &Style) -> Cells {
         let mut name = replicas::name(self.workload, self.first, style);
         if self.last > self.first.index {
             name.push_str(&format!("-{}", self.last));
         }
-        let state = self.first.state;
-        (vec![Cell::new(name), Cell::toned(tone(state), word(state))], self.details)
+        let state = Cell::toned(tone_of(self.first), word(self.first.state));
+        (vec![Cell::new(name), state], self.details)
     }
 }
 

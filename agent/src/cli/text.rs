@@ -27,7 +27,7 @@ pub(super) fn glue(text: &str) -> String {
     text.replace(' ', "\u{a0}")
 }
 
-fn is_invisible(c: char) -> bool {
+pub(super) fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 

@@ -1,19 +1,20 @@
 //! `coracle validate`: every reason against an order, without the agent.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use coracle_core::desired::{Accepted, Reading, parse};
+use coracle_core::desired::{Accepted, Reading, read};
 use coracle_core::text::{self, MAX_TEXT_BYTES};
 use coracle_protocol::envelope::too_large;
 use coracle_protocol::limits::MAX_DOCUMENT_BYTES;
-use coracle_protocol::{Envelope, GatewayId, Refusal};
+use coracle_protocol::{Code, Envelope, GatewayId, Refusal};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::failure::Failure;
 use super::style::Style;
 use super::text::{clean, count};
-use super::{Outcome, input, output};
+use super::{Outcome, config_file, input, output};
+use crate::config_check;
 
 /// Arguments of `coracle validate`.
 #[derive(Debug, clap::Args)]
@@ -23,6 +24,10 @@ pub struct Args {
     /// Print what was found as JSON
     #[arg(long)]
     json: bool,
+    /// Configuration file that says where the program is that judges configurations by their
+    /// templates; /etc/coracle/coracle.toml if there is one
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
 }
 
 /// What was found, as `--json` prints it.
@@ -43,18 +48,32 @@ struct Verdict {
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
     let bytes = input::read(&args.file, MAX_TEXT_BYTES)?;
-    let verdict = judge(input::name(&args.file), &bytes);
+    // What is wrong with a configuration that nobody asked for concerns the agent.
+    let (config, _) = config_file::read(args.config.as_deref(), "read the configuration")?;
+    let program = config_check::program(&config.templates);
+    let verdict = judge(input::name(&args.file), &bytes, &program);
     if args.json {
         output::print_json(&verdict)?;
     } else {
         output::print(&render(&verdict, &Style::of_stdout()))?;
     }
-    Ok(verdict.valid.into())
+    // Neither good nor bad.
+    let unknown = verdict.refusals.iter().all(|refusal| refusal.code == Code::NOT_JUDGED);
+    match verdict.valid {
+        true => Ok(Outcome::Good),
+        false if unknown => Err(Failure::NotJudged),
+        false => Ok(Outcome::No),
+    }
 }
 
-fn judge(file: String, bytes: &[u8]) -> Verdict {
+fn judge(file: String, bytes: &[u8], program: &Path) -> Verdict {
     let (signed, document) = open(bytes);
-    match document.and_then(|document| parse(&document, Reading::Strict)) {
+    let judged = document.and_then(|document| {
+        let read = read(&document, Reading::Strict, None);
+        let found = config_check::check_configs_and_wait(program, &read.config_checks);
+        read.verdict(found)
+    });
+    match judged {
         Ok(Accepted { gateway, desired, .. }) => Verdict {
             file,
             valid: true,
@@ -128,9 +147,13 @@ mod tests {
 
     use super::*;
 
+    /// There is nothing to judge by templates here.
+    const NOBODY: &str = "/no/such/program";
+
     fn check(document: &str, expect: Expect) {
         let style = Style { width: None, colour: false, utf8: false };
-        expect.assert_eq(&render(&judge("f".into(), document.as_bytes()), &style));
+        expect
+            .assert_eq(&render(&judge("f".into(), document.as_bytes(), Path::new(NOBODY)), &style));
     }
 
     #[test]
@@ -172,7 +195,7 @@ mod tests {
                 sig: vec![0; 64],
             }],
         };
-        let verdict = judge("f".into(), &envelope.encode());
+        let verdict = judge("f".into(), &envelope.encode(), Path::new(NOBODY));
         assert!(verdict.valid && verdict.signed);
         let unsigned = Envelope { signatures: Vec::new(), ..envelope };
         check(

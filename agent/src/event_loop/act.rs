@@ -1,13 +1,15 @@
 //! Begins what the plan says, and takes in what came of it.
 
+use coracle_core::desired::Workload;
+use coracle_core::history::RecordId;
 use coracle_core::image::ImageRef;
-use coracle_core::name::ReplicaId;
-use coracle_core::observed::{Busy, Container, Task};
-use coracle_core::plan::{Action, Start};
+use coracle_core::name::{ContainerId, ReplicaId};
+use coracle_core::observed::{Busy, Container, Pod, Task};
+use coracle_core::plan::{Action, Adjust, Refresh, Start, Why};
 use tokio::sync::watch;
 
 use super::{Done, EventLoop, Pull, STORE_AGAIN};
-use crate::execute::{Execute, Failure, Outcome};
+use crate::execute::{Execute, Failure, Outcome, Started};
 use crate::images::Progress;
 use crate::store::StoreError;
 use coracle_protocol::reported::ConditionStatus;
@@ -28,11 +30,17 @@ impl<E: Execute> EventLoop<E> {
     pub(super) fn begin(&mut self) -> bool {
         let mut begun = false;
         for action in self.plan.actions.clone() {
-            let busy = |starting| self.busy.values().filter(|b| b.starting == starting).count();
+            let busy = |starting: bool| {
+                self.busy.values().filter(|busy| busy.starting.is_some() == starting).count()
+            };
             let room = match &action {
                 Action::Pull { .. } => self.pulls.len() < PULLS_AT_ONCE,
                 Action::Start(_) => busy(true) < STARTS_AT_ONCE,
-                Action::Stop(_) | Action::Remove { .. } => busy(false) < STOPS_AT_ONCE,
+                Action::Stop(_)
+                | Action::Remove { .. }
+                | Action::Refresh(_)
+                | Action::Adjust(_)
+                | Action::Clear { .. } => busy(false) < STOPS_AT_ONCE,
                 Action::RemoveImage { .. } => true,
             };
             if room {
@@ -60,10 +68,15 @@ impl<E: Execute> EventLoop<E> {
     }
 
     fn mark_busy(&mut self, action: &Action) {
-        let (replica, starting) = match action {
-            Action::Start(start) => (&start.replica, true),
-            Action::Stop(stop) => (&stop.replica, false),
-            Action::Remove { replica, .. } => (replica, false),
+        let (replica, starting, leaves_running) = match action {
+            Action::Start(start) => (&start.replica, Some(start.container.name.clone()), true),
+            Action::Stop(stop) => {
+                self.withdrawn(&stop.replica);
+                (&stop.replica, None, false)
+            }
+            Action::Refresh(refresh) => (&refresh.replica, None, true),
+            Action::Adjust(adjust) => (&adjust.replica, None, true),
+            Action::Remove { replica, .. } | Action::Clear { replica } => (replica, None, false),
             Action::RemoveImage { image } => {
                 self.observed.images.remove(image);
                 self.changed();
@@ -71,14 +84,14 @@ impl<E: Execute> EventLoop<E> {
             }
             Action::Pull { .. } => return,
         };
-        let busy = Busy { replica: replica.clone(), starting };
-        self.busy.insert(replica.workload.clone(), busy);
+        self.busy.insert(replica.clone(), Busy { starting, leaves_running });
     }
 
     /// Calls off the fetching of images that no order names any more.
     pub(super) fn call_off_pulls(&mut self) {
         let wanted = |image: &ImageRef| {
-            self.orders.current.workloads.values().any(|w| w.container.image == *image)
+            let mut all = self.orders.current.workloads.values().flat_map(Workload::images);
+            all.any(|known| known == image)
         };
         self.pulls.retain(|image, pull| {
             let keep = wanted(image);
@@ -93,15 +106,37 @@ impl<E: Execute> EventLoop<E> {
         match outcome {
             Outcome::Pulled(image, result) => self.on_pulled(image, result),
             Outcome::Started(start, result) => self.on_started(start, result),
-            Outcome::Ended(replica, id, result) => {
-                self.busy.remove(&replica.workload);
+            Outcome::Ended(replica, id, why, result) => {
+                self.busy.remove(&replica);
                 self.changed();
                 match result {
                     Ok(()) => {
+                        if let Why::Unhealthy(message) = why {
+                            self.on_ended_unhealthy(&replica, &id, &message);
+                        }
                         self.containers_mut(|containers| containers.remove(&id));
                         self.history.ended_well(&replica);
                     }
-                    Err(failure) => self.on_end_failed(&replica, failure),
+                    Err(failure) => {
+                        let what = "could not be stopped or removed";
+                        self.on_end_failed(&replica, "stop-failed", what, failure);
+                    }
+                }
+            }
+            Outcome::Refreshed(refresh, result) => self.on_refreshed(&refresh, result),
+            Outcome::Adjusted(adjust, result) => self.on_adjusted(&adjust, result),
+            Outcome::Cleared(replica, result) => {
+                self.busy.remove(&replica);
+                self.changed();
+                match result {
+                    Ok(()) => {
+                        self.observed.pods.remove(&replica);
+                        self.history.ended_well(&replica);
+                    }
+                    Err(failure) => {
+                        let what = "what was around it could not be taken down";
+                        self.on_end_failed(&replica, "clear-failed", what, failure);
+                    }
                 }
             }
             Outcome::Forgotten(image, Ok(())) => {
@@ -141,45 +176,137 @@ impl<E: Execute> EventLoop<E> {
         }
     }
 
-    fn on_started(&mut self, start: Start, result: Result<u32, Failure>) {
+    fn on_refreshed(&mut self, refresh: &Refresh, result: Result<Pod, Failure>) {
         let now = self.clock.now();
-        let Start { replica, id, generation, definition, .. } = start;
-        self.busy.remove(&replica.workload);
+        let replica = &refresh.replica;
+        self.busy.remove(replica);
+        self.changed();
+        match result {
+            Ok(pod) => {
+                self.observed.pods.insert(replica.clone(), pod);
+                self.history.ended_well(replica);
+                let message = "what is mounted was brought to what is ordered".into();
+                self.happened(now, "refreshed", Some(replica), message);
+            }
+            Err(failure) => {
+                let what = "what is around it could not be brought to what is ordered";
+                self.on_end_failed(replica, "refresh-failed", what, failure);
+            }
+        }
+    }
+
+    fn on_adjusted(&mut self, adjust: &Adjust, result: Result<(), Failure>) {
+        let now = self.clock.now();
+        let replica = &adjust.replica;
+        self.busy.remove(replica);
+        self.changed();
+        match result {
+            Ok(()) => {
+                let limits: Box<str> = adjust.limits.label().into();
+                self.containers_mut(|all| {
+                    all.entry(adjust.id.clone()).and_modify(|container| container.limits = limits);
+                });
+                self.history.ended_well(replica);
+                let message = "its limits were brought to what is ordered".into();
+                self.happened(now, "adjusted", Some(replica), message);
+            }
+            Err(failure) => {
+                let what = "its limits could not be brought to what is ordered";
+                self.on_end_failed(replica, "adjust-failed", what, failure);
+            }
+        }
+    }
+
+    fn on_ended_unhealthy(&mut self, replica: &ReplicaId, id: &ContainerId, message: &str) {
+        let now = self.clock.now();
+        let containers = self.observed.containers.as_ref();
+        let Some(container) = containers.and_then(|all| all.get(id)).cloned() else { return };
+        let policy = self.orders.policy(replica, &container.definition).unwrap_or_default();
+        self.history.ended_unhealthy(id, &container, message, policy, now);
+        let message = format!("ended as unhealthy: {message}");
+        self.happened(now, "unhealthy", Some(replica), message);
+    }
+
+    fn on_started(&mut self, start: Start, result: Result<Started, Failure>) {
+        let now = self.clock.now();
+        let Start { replica, id, generation, definition, container, .. } = start;
+        let name = container.name.clone();
+        // Most pods have one container, which nobody needs to be told the name of.
+        let whose = if name.as_str() == "main" { String::new() } else { format!("{name}: ") };
+        self.busy.remove(&replica);
         self.changed();
         let early = self.early_exits.remove(&id);
         match result {
-            Ok(pid) => {
+            Ok(Started { pid, pod }) => {
+                self.observed.pods.insert(replica.clone(), pod);
                 let exit = early.filter(|(of, _)| *of == pid).map(|(_, exit)| exit);
                 let task = exit.map_or(Task::Running { pid }, Task::Stopped);
                 let policy = self.orders.policy(&replica, &definition).unwrap_or_default();
-                self.history.started(&replica, &definition, policy, now);
-                self.happened(now, "started", Some(&replica), format!("started as process {pid}"));
+                self.history.started(&id, &definition, policy, now);
+                self.happened(
+                    now,
+                    "started",
+                    Some(&replica),
+                    format!("{whose}started as process {pid}"),
+                );
                 if let Some(exit) = exit {
-                    let message = format!("process {pid} ended with exit code {}", exit.code);
+                    let message =
+                        format!("{whose}process {pid} ended with exit code {}", exit.code);
                     self.happened(now, "ended", Some(&replica), message);
                 }
-                let container = Container { replica, generation, definition, task };
+                let limits = container.limits.label().into();
+                let container = Container { replica, name, generation, definition, limits, task };
                 self.containers_mut(|containers| containers.insert(id, container));
             }
             Err(failure) => {
-                let known = self.history.replica(&replica, &definition);
+                // Something of it may be there, until a look tells.
+                let left = Pod {
+                    definition: definition.clone(),
+                    in_place: "".into(),
+                    serves_identity: false,
+                    shares_ports: false,
+                    address: None,
+                };
+                self.observed.pods.entry(replica.clone()).or_insert(left);
+                let known = self.history.container(&id, &definition);
                 if known.and_then(|known| known.start_error.as_ref()) != Some(&failure.message) {
-                    let message = format!("could not be started: {}", failure.message);
+                    let message = format!("{whose}could not be started: {}", failure.message);
                     self.happened(now, "start-failed", Some(&replica), message);
                 }
                 let retry = failure.retry;
-                self.history.start_failed(&replica, &definition, &failure.message, retry, now);
+                self.history.start_failed(&id, &definition, &failure.message, retry, now);
                 self.look_after(&failure);
             }
         }
     }
 
-    fn on_end_failed(&mut self, replica: &ReplicaId, failure: Failure) {
+    fn on_end_failed(&mut self, replica: &ReplicaId, kind: &str, what: &str, failure: Failure) {
         let now = self.clock.now();
-        let message = format!("could not be stopped or removed: {}", failure.message);
-        self.happened(now, "stop-failed", Some(replica), message);
-        self.history.end_failed(replica, &failure.message, now);
+        let message = format!("{what}: {}", failure.message);
+        self.history.end_failed(replica, &message, now);
+        self.happened(now, kind, Some(replica), message);
         self.look_after(&failure);
+    }
+
+    /// Says what is left of replicas that nobody wants any more, because no workload's report does.
+    pub(super) fn say_leftovers(&mut self) {
+        const NAME: &str = "leftovers";
+        let ordered = &self.orders.current.workloads;
+        let wanted = |replica: &ReplicaId| {
+            ordered.get(&replica.workload).is_some_and(|workload| replica.index < workload.replicas)
+        };
+        let mut left = self.history.failed_ends().filter(|failed| !wanted(&failed.replica));
+        let first = left.next().map(|first| format!("{}: {}", first.replica, first.error));
+        drop(left);
+        match first {
+            Some(message) => {
+                self.condition(NAME, ConditionStatus::False, "not-removed", &message);
+            }
+            None => {
+                let message = "nothing is left of what is not ordered";
+                self.condition(NAME, ConditionStatus::True, "none", message);
+            }
+        }
     }
 
     /// What a failed action left is unknown.
@@ -203,32 +330,36 @@ impl<E: Execute> EventLoop<E> {
         }
         let store = self.store.clone();
         self.work.spawn(async move {
-            let replicas = changes.iter().map(|(replica, _)| replica.clone()).collect();
-            Done::Recorded(replicas, store.record(changes).await)
+            let records = changes.iter().map(|(id, _)| id.clone()).collect();
+            Done::Recorded(records, store.record(changes).await)
         });
     }
 
-    pub(super) fn on_recorded(&mut self, replicas: Vec<ReplicaId>, result: Result<(), StoreError>) {
+    pub(super) fn on_recorded(&mut self, records: Vec<RecordId>, result: Result<(), StoreError>) {
         let now = self.clock.now();
         match result {
             Ok(()) => {
-                self.history.stored(&replicas);
-                self.store_works(now);
+                self.history.stored(&records);
+                self.store_works();
             }
             Err(error) => {
-                self.store_fails(&crate::execute::chain(&error), now);
-                self.history.not_stored(replicas);
+                self.store_fails(&crate::execute::chain(&error));
+                self.history.not_stored(records);
                 self.record_again_at = Some(now.monotonic + STORE_AGAIN);
             }
         }
     }
 
-    pub(super) fn store_works(&mut self, now: coracle_core::history::Now) {
-        self.conditions.set("store", ConditionStatus::True, "writable", "orders are kept", now);
+    pub(super) fn store_works(&mut self) {
+        // Not all of it as long as an order waits, which is worth a try now.
+        if let Some(unstored) = &mut self.unstored {
+            unstored.again_at = self.clock.now().monotonic;
+            return;
+        }
+        self.condition("store", ConditionStatus::True, "writable", "orders are kept");
     }
 
-    pub(super) fn store_fails(&mut self, error: &str, now: coracle_core::history::Now) {
-        tracing::warn!(error, "store");
-        self.conditions.set("store", ConditionStatus::False, "not-writable", error, now);
+    pub(super) fn store_fails(&mut self, error: &str) {
+        self.condition("store", ConditionStatus::False, "not-writable", error);
     }
 }

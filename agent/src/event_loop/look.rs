@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use coracle_core::name::ContainerId;
-use coracle_core::observed::{Container, Exit, Task};
+use coracle_core::name::{ContainerId, ReplicaId};
+use coracle_core::observed::{Container, Exit, Pod, Task};
 use coracle_protocol::reported::ConditionStatus;
 
 use super::{Done, EventLoop};
@@ -26,13 +26,7 @@ impl<E: Execute> EventLoop<E> {
         match event {
             RuntimeEvent::Connected { version } => {
                 let message = format!("containerd {version}");
-                self.conditions.set(
-                    "containerd",
-                    ConditionStatus::True,
-                    "reachable",
-                    &message,
-                    now,
-                );
+                self.condition("containerd", ConditionStatus::True, "reachable", &message);
                 self.happened(now, "containerd-up", None, format!("{message} answers"));
                 self.containerd_version = version;
                 self.reachable = true;
@@ -45,13 +39,24 @@ impl<E: Execute> EventLoop<E> {
                 self.look_at = None;
             }
             RuntimeEvent::Exited { id, pid, exit } => self.on_exit(id, pid, exit),
+            RuntimeEvent::OutOfMemory { id } => {
+                self.history.out_of_memory(&id, now);
+                let replica = id.parts().map(|(replica, _)| replica);
+                let name = id.parts().map(|(_, name)| name.to_string());
+                let whose = name.filter(|name| name != "main").map(|name| format!("{name}: "));
+                let message = format!(
+                    "{}the kernel killed a process for want of memory",
+                    whose.unwrap_or_default()
+                );
+                self.happened(now, "out-of-memory", replica.as_ref(), message);
+            }
         }
     }
 
     /// containerd does not answer. What it ran keeps running; what exists is unknown.
     pub(super) fn on_unreachable(&mut self, reason: &str) {
         let now = self.clock.now();
-        self.conditions.set("containerd", ConditionStatus::False, "not-reachable", reason, now);
+        self.condition("containerd", ConditionStatus::False, "not-reachable", reason);
         self.observed.containers = None;
         self.changed();
         // `follow` says when it answers again; if it never noticed, a look tells. Not at once: the
@@ -63,8 +68,8 @@ impl<E: Execute> EventLoop<E> {
         self.changed();
         let now = self.clock.now();
         let starting = |c: &Container| {
-            let busy = self.busy.get(&c.replica.workload);
-            busy.is_some_and(|busy| busy.starting && busy.replica == c.replica)
+            let busy = self.busy.get(&c.replica);
+            busy.is_some_and(|busy| busy.starting.as_ref() == Some(&c.name))
         };
         let container = self.observed.containers.as_mut().and_then(|all| all.get_mut(&id));
         match container {
@@ -78,7 +83,11 @@ impl<E: Execute> EventLoop<E> {
             Some(container) => {
                 container.task = Task::Stopped(exit);
                 let replica = container.replica.clone();
-                let message = format!("process {pid} ended with exit code {}", exit.code);
+                let whose = match container.name.as_str() {
+                    "main" => String::new(),
+                    name => format!("{name}: "),
+                };
+                let message = format!("{whose}process {pid} ended with exit code {}", exit.code);
                 self.happened(now, "ended", Some(&replica), message);
             }
             // Of a start that has not been told yet; of another's container at worst, for a while.
@@ -98,6 +107,9 @@ impl<E: Execute> EventLoop<E> {
     /// Looks if it is time to.
     pub(super) fn look_if_due(&mut self) {
         let now = self.clock.now().monotonic;
+        if self.look_around_at <= now {
+            self.look_around();
+        }
         if self.look_at.is_some_and(|at| at <= now) {
             self.look();
         }
@@ -109,8 +121,22 @@ impl<E: Execute> EventLoop<E> {
         }
         self.looking = true;
         self.look_at = None;
+        self.look_around();
         let (hands, epoch) = (self.hands.clone(), self.epoch);
         self.work.spawn(async move { Done::Looked { epoch, seen: hands.look().await } });
+    }
+
+    /// What the gateway itself offers.
+    pub(super) fn look_around(&mut self) {
+        // Each look comes before that is due: without containerd there are none.
+        self.look_around_at = self.clock.now().monotonic + ROUTINE + AFTER_FAILURE;
+        for finding in self.health.findings() {
+            let status = match finding.good {
+                true => ConditionStatus::True,
+                false => ConditionStatus::False,
+            };
+            self.condition(finding.name, status, finding.reason, &finding.message);
+        }
     }
 
     pub(super) fn on_looked(&mut self, epoch: u64, seen: Result<Seen, Failure>) {
@@ -120,31 +146,36 @@ impl<E: Execute> EventLoop<E> {
             Ok(_) if epoch != self.epoch => self.look(),
             Ok(seen) => {
                 let version = format!("version {}", self.containerd_version);
-                self.conditions.set(
-                    "containerd",
-                    ConditionStatus::True,
-                    "reachable",
-                    &version,
-                    now,
-                );
+                self.condition("containerd", ConditionStatus::True, "reachable", &version);
                 let unknown = seen.containers.values().any(|c| c.task == Task::Unknown);
                 let pause = if unknown { AFTER_UNKNOWN } else { ROUTINE };
                 self.look_at = Some(now.monotonic + pause);
                 self.observed.containers = Some(seen.containers);
                 self.observed.images = seen.images;
+                self.on_pods(seen.pods);
+                self.trust_what_ran();
             }
             Err(failure) => {
                 let reason = &failure.message;
-                self.conditions.set(
-                    "containerd",
-                    ConditionStatus::False,
-                    "not-reachable",
-                    reason,
-                    now,
-                );
+                self.condition("containerd", ConditionStatus::False, "not-reachable", reason);
                 self.observed.containers = None;
                 // While containerd is known to be away, `follow` says when it is back.
                 self.look_at = self.reachable.then(|| now.monotonic + AFTER_FAILURE);
+            }
+        }
+    }
+
+    fn on_pods(&mut self, pods: Result<BTreeMap<ReplicaId, Pod>, Failure>) {
+        const NAME: &str = "pods";
+        match pods {
+            Ok(pods) => {
+                self.observed.pods = pods;
+                let message = "what is around containers is known";
+                self.condition(NAME, ConditionStatus::True, "listed", message);
+            }
+            // What was known last is nearer to the truth than nothing.
+            Err(failure) => {
+                self.condition(NAME, ConditionStatus::False, "not-listed", &failure.message);
             }
         }
     }

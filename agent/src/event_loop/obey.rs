@@ -1,16 +1,19 @@
 //! Orders: judged, stored, acknowledged, put into force.
 
-use coracle_core::desired::{Accepted, Reading, parse};
+use std::collections::BTreeSet;
+
+use coracle_core::desired::{Accepted, Reading, read};
 use coracle_core::history::History;
 use coracle_core::report;
+use coracle_core::rollout;
 use coracle_protocol::envelope::Envelope;
 use coracle_protocol::reported::ConditionStatus;
-use coracle_protocol::{Code, Refusal};
+use coracle_protocol::{Code, GatewayId, Refusal};
 use ring::digest::Digest;
 
 use super::{EventLoop, STORE_AGAIN, Unstored};
 use crate::execute::{Execute, chain};
-use crate::intake::{InForce, NotTaken, Order, judge, payload_digest};
+use crate::intake::{self, InForce, NotTaken, Order, payload_digest};
 use crate::link::AckToken;
 use crate::status::Applied;
 use crate::store::{Candidate, Loaded, StoreError, StoredOrder};
@@ -19,24 +22,34 @@ impl<E: Execute> EventLoop<E> {
     /// Goes on from what the store kept.
     pub async fn restore(&mut self, loaded: Loaded, seed: u64) {
         let now = self.clock.now();
-        self.history = History::new(loaded.histories, seed);
+        self.history = History::new(loaded.histories, loaded.workloads, seed);
         self.in_force.generation = loaded.highest_generation;
-        self.store_works(now);
+        match &loaded.unwritable {
+            Some(reason) => self.store_fails(reason),
+            None => self.store_works(),
+        }
         if let Some(trouble) = &loaded.trouble {
             // Stays until the next start, whatever can be written meanwhile.
             let name = "store-intact";
-            self.conditions.set(name, ConditionStatus::False, "not-as-left", trouble, now);
+            self.condition(name, ConditionStatus::False, "not-as-left", trouble);
             self.happened(now, "store-trouble", None, trouble.clone());
         }
+        self.look_around();
         self.no_refusal();
-        if let Some(Ok(previous)) = loaded.previous.map(|order| open(&order.envelope).accepted) {
+        if let Some(current) = loaded.current {
+            self.resume(current);
+        }
+        if let Some(Ok((previous, _))) = loaded.previous.map(|order| open(&order.envelope).accepted)
+        {
             if previous.gateway == self.gateway {
                 self.orders.previous = previous.desired;
             }
         }
-        if let Some(current) = loaded.current {
-            self.resume(current);
-        }
+        let kept = loaded.kept.into_iter().filter_map(|order| open(&order.envelope).accepted.ok());
+        let kept = kept.filter(|(kept, _)| kept.gateway == self.gateway);
+        let kept: Vec<_> = kept.map(|(kept, _)| kept.desired).collect();
+        self.orders.find_good(&kept, &self.history);
+        self.give_secrets();
         for candidate in loaded.candidates {
             if self.adopt(candidate).await {
                 break;
@@ -48,15 +61,15 @@ impl<E: Execute> EventLoop<E> {
     async fn adopt(&mut self, candidate: Candidate) -> bool {
         let now = self.clock.now();
         let place = candidate.path.display();
-        match judge(&candidate.order.envelope, &self.keys, self.gateway, self.in_force) {
+        match self.judge(&candidate.order.envelope).await {
             Ok(order) => {
                 let generation = order.desired.generation;
                 let message = format!("generation {generation} taken from {place}");
                 self.happened(now, "orders-restored", None, message);
                 let stored = StoredOrder::new(generation, candidate.order.envelope);
                 self.generation_seen = generation;
-                if let Err(error) = self.store.accept(stored.clone()).await {
-                    self.store_fails(&chain(&error), now);
+                if let Err(error) = self.store.accept(stored.clone(), BTreeSet::new()).await {
+                    self.store_fails(&chain(&error));
                     let again_at = now.monotonic + STORE_AGAIN;
                     let order = stored.clone();
                     self.unstored = Some(Unstored { order, token: None, in_force: true, again_at });
@@ -76,18 +89,26 @@ impl<E: Execute> EventLoop<E> {
     /// are trusted today need not be those of that day.
     fn resume(&mut self, order: StoredOrder) {
         let now = self.clock.now();
-        // Without orders nothing is touched: what runs keeps running.
-        let mut unusable = |message: String| {
-            self.conditions.set("orders", ConditionStatus::False, "unusable", &message, now);
-        };
         let opened = open(&order.envelope);
         self.in_force.payload = opened.payload;
-        match opened.accepted {
-            Ok(accepted) if accepted.gateway != self.gateway => unusable(format!(
+        let stranger = |gateway: GatewayId| !self.gateway.is_nil() && gateway != self.gateway;
+        // Without orders nothing is touched: what runs keeps running.
+        let unusable = match opened.accepted {
+            Ok((accepted, _)) if stranger(accepted.gateway) => format!(
                 "the stored orders are those of gateway {}; correct `gateway` or remove the store",
                 accepted.gateway
-            )),
-            Ok(accepted) => {
+            ),
+            Ok((accepted, refusals)) => {
+                if !refusals.is_empty() {
+                    let message = format!(
+                        "this version would refuse the order in force, and keeps what it can of \
+                         it: {}",
+                        sentences(&refusals)
+                    );
+                    self.condition("orders", ConditionStatus::False, "partly-unusable", &message);
+                }
+                // An identity that was lost is no reason to stop: the orders say whose they are.
+                self.gateway = accepted.gateway;
                 self.generation_seen = order.generation;
                 self.unknown_fields = accepted.unknown_fields;
                 self.orders.current = accepted.desired;
@@ -97,19 +118,19 @@ impl<E: Execute> EventLoop<E> {
                     order.generation,
                     workloads(self.orders.current.workloads.len())
                 );
-                self.happened(now, "orders-restored", None, message);
+                return self.happened(now, "orders-restored", None, message);
             }
-            Err(refusals) => unusable(format!(
+            Err(refusals) => format!(
                 "the stored orders cannot be read by this version: {}",
                 sentences(&refusals)
-            )),
-        }
+            ),
+        };
+        self.condition("orders", ConditionStatus::False, "unusable", &unusable);
     }
 
     /// Takes in a signed order from wherever it came.
     pub(super) async fn receive(&mut self, envelope: Vec<u8>, token: Option<AckToken>) -> Applied {
-        let judged = judge(&envelope, &self.keys, self.gateway, self.in_force);
-        match judged {
+        match self.judge(&envelope).await {
             Ok(order) => {
                 let stored = StoredOrder::new(order.desired.generation, envelope);
                 self.accept(stored, order, token).await
@@ -126,6 +147,14 @@ impl<E: Execute> EventLoop<E> {
         }
     }
 
+    /// Judges an order by all there is: its document, this gateway, its templates.
+    async fn judge(&self, envelope: &[u8]) -> Result<Order, NotTaken> {
+        let facts = self.preflight.facts([&self.orders.current, &self.orders.previous]);
+        let opened = intake::open(envelope, &self.keys, self.gateway, self.in_force, Some(&facts))?;
+        let found = self.preflight.check(&opened.read).await;
+        opened.verdict(found)
+    }
+
     /// Stores an order that passed every rule, then acknowledges it and puts it into force.
     async fn accept(
         &mut self,
@@ -133,12 +162,15 @@ impl<E: Execute> EventLoop<E> {
         order: Order,
         token: Option<AckToken>,
     ) -> Applied {
-        let now = self.clock.now();
         let generation = Some(stored.generation);
         self.generation_seen = self.generation_seen.max(stored.generation);
-        match self.store.accept(stored.clone()).await {
+        let now = self.clock.now();
+        rollout::settle(&self.orders, &self.observed, &mut self.history, now);
+        let mut orders = self.orders.clone();
+        orders.advance(order.desired.clone(), &self.history, &self.observed);
+        match self.store.accept(stored.clone(), orders.kept_generations()).await {
             Ok(()) => {
-                self.store_works(now);
+                self.store_works();
                 self.acknowledge(token);
                 let superseded = self.unstored.take().and_then(|unstored| unstored.token);
                 self.acknowledge(superseded);
@@ -152,7 +184,7 @@ impl<E: Execute> EventLoop<E> {
             }
             Err(error) => {
                 let message = format!("the order could not be stored: {}", chain(&error));
-                self.store_fails(&message, now);
+                self.store_fails(&message);
                 let digest = stored.digest.clone();
                 self.keep_for_later(stored, token);
                 self.refuse(generation, digest, vec![Refusal::whole(Code::NOT_STORED, message)])
@@ -185,10 +217,11 @@ impl<E: Execute> EventLoop<E> {
             self.receive(unstored.order.envelope, unstored.token).await;
             return;
         }
-        match self.store.accept(unstored.order.clone()).await {
-            Ok(()) | Err(StoreError::NotNewer { .. }) => self.store_works(now),
+        let keep = self.orders.kept_generations();
+        match self.store.accept(unstored.order.clone(), keep).await {
+            Ok(()) | Err(StoreError::NotNewer { .. }) => self.store_works(),
             Err(error) => {
-                self.store_fails(&chain(&error), now);
+                self.store_fails(&chain(&error));
                 let again_at = now.monotonic + STORE_AGAIN;
                 self.unstored = Some(Unstored { again_at, ..unstored });
             }
@@ -201,12 +234,18 @@ impl<E: Execute> EventLoop<E> {
         self.in_force = InForce { generation: stored.generation, payload: Some(order.payload) };
         self.envelope = Some(stored.envelope);
         self.unknown_fields = order.unknown_fields;
-        self.orders.previous = std::mem::replace(&mut self.orders.current, order.desired);
+        self.orders.advance(order.desired, &self.history, &self.observed);
         self.history.ordered(&self.orders.current);
+        self.give_secrets();
+        self.forget_logs();
         self.call_off_pulls();
         self.no_refusal();
         let message = format!("generation {} accepted: {count}", stored.generation);
         self.happened(now, "order-accepted", None, message);
+    }
+
+    fn give_secrets(&self) {
+        self.preflight.in_force(self.gateway, &self.orders);
     }
 
     fn refuse(
@@ -222,7 +261,7 @@ impl<E: Execute> EventLoop<E> {
             }
             None => format!("an order was refused: {}", sentences(&refusals)),
         };
-        self.conditions.set("orders", ConditionStatus::False, "refused", &message, now);
+        self.condition("orders", ConditionStatus::False, "refused", &message);
         // The broker gives a retained order again after each reconnect: once is enough to tell.
         if self.refused.as_ref().is_none_or(|known| known.digest != digest) {
             self.happened(now, "order-refused", None, message);
@@ -232,15 +271,8 @@ impl<E: Execute> EventLoop<E> {
     }
 
     fn no_refusal(&mut self) {
-        let now = self.clock.now();
         self.refused = None;
-        self.conditions.set(
-            "orders",
-            ConditionStatus::True,
-            "accepted",
-            "no order is refused",
-            now,
-        );
+        self.condition("orders", ConditionStatus::True, "accepted", "no order is refused");
     }
 
     fn acknowledge(&self, token: Option<AckToken>) {
@@ -254,7 +286,9 @@ impl<E: Execute> EventLoop<E> {
 struct Opened {
     /// Digest of its document, if there is one.
     payload: Option<Digest>,
-    accepted: Result<Accepted, Vec<Refusal>>,
+    /// What can be made of it, and what is said against the rest: the rules of the version that
+    /// accepted it may have been others.
+    accepted: Result<(Accepted, Vec<Refusal>), Vec<Refusal>>,
 }
 
 fn open(envelope: &[u8]) -> Opened {
@@ -264,7 +298,7 @@ fn open(envelope: &[u8]) -> Opened {
     };
     let accepted = serde_json::from_slice(&envelope.payload)
         .map_err(|error| vec![Refusal::whole(Code::MALFORMED, error.to_string())])
-        .and_then(|document| parse(&document, Reading::Tolerant));
+        .and_then(|document| read(&document, Reading::Tolerant, None).as_far_as_possible());
     Opened { payload: Some(payload_digest(&envelope.payload)), accepted }
 }
 

@@ -8,6 +8,7 @@ use coracle_core::observed::Task;
 use coracle_core::report::{self, Facts};
 use coracle_protocol::reported::ConditionStatus;
 use coracle_protocol::{Presence, ReportedState, Timestamp};
+use tracing::{debug, error, info, warn};
 
 use super::EventLoop;
 use crate::execute::Execute;
@@ -18,6 +19,10 @@ use crate::status::{Call, LinkStatus, PullStatus, Status};
 
 /// Shortest time between two reports: what changes in between goes out together.
 const APART: Duration = Duration::from_secs(1);
+
+/// Conditions that are not about the gateway itself: it may well be without a network, or be given
+/// a bad order.
+const OF_THE_WORLD: [&str; 2] = ["link", "orders"];
 
 /// What was said last, and what is held back.
 #[derive(Debug, Default)]
@@ -39,10 +44,11 @@ impl Telling {
 impl<E: Execute> EventLoop<E> {
     /// Publishes what changed.
     pub(super) async fn tell(&mut self, now: Now) {
+        let report = self.report(now);
+        self.say_status(&report);
         if self.link.is_none() {
             return;
         }
-        let report = self.report(now);
         let presence = self.presence();
         let news = self.telling.reported.as_ref() != Some(&report)
             || self.telling.presence.as_ref() != Some(&presence);
@@ -79,7 +85,7 @@ impl<E: Execute> EventLoop<E> {
             Ok(range) => self.telling.sequences = range,
             Err(error) => {
                 // No two reports come within a millisecond, so the time since boot rises as well.
-                tracing::warn!(error = crate::execute::chain(&error), "no sequence reserved");
+                debug!(error = crate::execute::chain(&error), "no sequence reserved");
                 self.telling.sequences = at_least..at_least.saturating_add(1);
             }
         }
@@ -142,6 +148,14 @@ impl<E: Execute> EventLoop<E> {
                 let applied = self.receive(envelope, None).await;
                 drop(reply.send(applied));
             }
+            Call::Volumes(reply) => self.tell_volumes(reply),
+            Call::RemoveVolume(name, reply) => self.remove_volume(name, reply),
+            Call::SecretsKey(reply) => drop(reply.send(self.secrets_key())),
+            Call::Operate(workload, operation, reply) => {
+                let done = self.operate(&workload, operation).await;
+                drop(reply.send(done));
+            }
+            Call::IdentityKeys(reply) => drop(reply.send(self.identity_keys())),
         }
     }
 
@@ -155,7 +169,7 @@ impl<E: Execute> EventLoop<E> {
                 let broker = self.broker();
                 self.happened(now, "link-up", None, format!("connected to {broker}"));
                 let message = format!("connected to {broker}");
-                self.conditions.set("link", ConditionStatus::True, "connected", &message, now);
+                self.condition("link", ConditionStatus::True, "connected", &message);
                 self.set_link(true, None, None);
             }
             LinkEvent::Disconnected { reason, retry_in } => {
@@ -164,7 +178,7 @@ impl<E: Execute> EventLoop<E> {
                     let message = format!("no link to {}: {reason}", self.broker());
                     self.happened(now, "link-down", None, message);
                 }
-                self.conditions.set("link", ConditionStatus::False, "not-connected", &reason, now);
+                self.condition("link", ConditionStatus::False, "not-connected", &reason);
                 let wall = Timestamp::from_unix(now.wall.as_secs());
                 self.set_link(false, Some(reason), Some(wall.after(retry_in)));
             }
@@ -172,6 +186,27 @@ impl<E: Execute> EventLoop<E> {
                 let message = format!("{document:?} could not be published: {reason}");
                 self.happened(now, "not-published", None, message);
             }
+        }
+    }
+
+    /// States a fact about health. That something is wrong with the gateway itself goes to the log
+    /// as an error, once: a service manager shows those on the console.
+    pub(super) fn condition(
+        &mut self,
+        name: &str,
+        status: ConditionStatus,
+        reason: &str,
+        message: &str,
+    ) {
+        let now = self.clock.now();
+        let changed = self.conditions.set(name, status, reason, message, now);
+        match status {
+            ConditionStatus::False if changed && OF_THE_WORLD.contains(&name) => {
+                warn!(condition = name, reason, "{message}");
+            }
+            ConditionStatus::False if changed => error!(condition = name, reason, "{message}"),
+            _ if changed => info!(condition = name, reason, "{message}"),
+            _ => debug!(condition = name, reason, "{message}"),
         }
     }
 

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use coracle_core::backoff::Retry;
+use coracle_core::desired::{self, DefinitionHash};
 use coracle_core::image::Digest as ImageDigest;
-use coracle_core::observed::Task;
-use coracle_core::plan::Action;
+use coracle_core::observed::{Pod, Task};
+use coracle_core::plan::{Action, Why};
+use coracle_core::policy::Policy;
 use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Envelope, Signature};
 use coracle_protocol::reported::{ConditionStatus, Phase, ReplicaState};
 use proptest::prelude::*;
@@ -17,11 +19,17 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::config::{Config, TemplatesConfig};
 use crate::containerd::LocalImage;
-use crate::runtime::Runtime;
+use crate::execute::{Asked, Started};
+use crate::health::Finding;
 use crate::runtime::fake::FakeRuntime;
+use crate::runtime::{Runtime, Surroundings};
+use crate::secrets::Secrets;
 use crate::status::{Applied, Happenings, Status};
 use crate::store::CheckOutcome;
+
+mod life;
 
 const GATEWAY: &str = "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11";
 
@@ -37,6 +45,24 @@ struct Shelf {
     start_attempts: u32,
     /// Starts whose process ends before it is told that it began.
     short_lives: u32,
+    /// What is around containers.
+    pods: BTreeMap<ReplicaId, Pod>,
+    /// Everything that shared ports led to, in turn.
+    shared: Vec<Traffic>,
+    /// Times that ports cannot be shared.
+    broken_shares: u32,
+    /// Who is to be asked.
+    asked: Vec<Asked>,
+}
+
+fn pod(definition: &DefinitionHash, pod: &desired::Pod) -> Pod {
+    Pod {
+        definition: definition.clone(),
+        in_place: pod.in_place.clone(),
+        serves_identity: pod.identity.is_some(),
+        shares_ports: false,
+        address: Some([10, 88, 0, 2].into()),
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -97,22 +123,47 @@ impl Execute for Hands {
                     let failure = Failure { unreachable: true, ..failure("the stream broke") };
                     return Outcome::Started(start, Err(failure));
                 }
-                let result = self.runtime.start(&start, &image).await;
+                let result = self.runtime.start(&start, &image, &Surroundings::default()).await;
                 let short = self.shelf.lock().unwrap().short_lives > 0;
                 if short {
                     self.shelf.lock().unwrap().short_lives -= 1;
                     self.runtime.end(&start.id, 1);
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
-                Outcome::Started(start, result.map_err(Failure::from))
+                let pod = pod(&start.definition, &start.pod);
+                let pods = &mut self.shelf.lock().unwrap().pods;
+                let before = pods.insert(start.replica.clone(), pod.clone());
+                // What was around others is taken down before.
+                assert!(before.is_none_or(|before| before.definition == pod.definition));
+                let started = result.map(|pid| Started { pid, pod });
+                Outcome::Started(start, started.map_err(Failure::from))
             }
             Action::Stop(stop) => {
+                {
+                    let mut shelf = self.shelf.lock().unwrap();
+                    let mut traffic = shelf.shared.last().cloned().unwrap_or_default();
+                    traffic.withdraw(&stop.replica);
+                    shelf.shared.push(traffic);
+                }
                 let result = self.runtime.stop(&stop).await;
-                Outcome::Ended(stop.replica, stop.id, result.map_err(Failure::from))
+                Outcome::Ended(stop.replica, stop.id, stop.why, result.map_err(Failure::from))
             }
             Action::Remove { replica, id } => {
                 let result = self.runtime.remove(&id).await;
-                Outcome::Ended(replica, id, result.map_err(Failure::from))
+                Outcome::Ended(replica, id, Why::Unwanted, result.map_err(Failure::from))
+            }
+            Action::Adjust(adjust) => {
+                let result = self.runtime.set_limits(&adjust.id, &adjust.limits).await;
+                Outcome::Adjusted(adjust, result.map_err(Failure::from))
+            }
+            Action::Refresh(refresh) => {
+                let pod = pod(&refresh.definition, &refresh.pod);
+                self.shelf.lock().unwrap().pods.insert(refresh.replica.clone(), pod.clone());
+                Outcome::Refreshed(refresh, Ok(pod))
+            }
+            Action::Clear { replica } => {
+                self.shelf.lock().unwrap().pods.remove(&replica);
+                Outcome::Cleared(replica, Ok(()))
             }
             Action::RemoveImage { image } => {
                 self.shelf.lock().unwrap().there.remove(&image.to_string());
@@ -125,7 +176,22 @@ impl Execute for Hands {
         let containers = self.runtime.list().await?;
         let shelf = self.shelf.lock().unwrap();
         let images = shelf.there.iter().map(|name| (ImageRef::parse(name).unwrap(), digest()));
-        Ok(Seen { containers, images: images.collect() })
+        Ok(Seen { containers, images: images.collect(), pods: Ok(shelf.pods.clone()) })
+    }
+
+    async fn share(&self, traffic: Traffic) -> Result<(), Failure> {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let mut shelf = self.shelf.lock().unwrap();
+        if shelf.broken_shares > 0 {
+            shelf.broken_shares -= 1;
+            return Err(failure("no nft"));
+        }
+        shelf.shared.push(traffic);
+        Ok(())
+    }
+
+    fn ask(&self, asked: Vec<Asked>) {
+        self.shelf.lock().unwrap().asked = asked;
     }
 }
 
@@ -134,6 +200,7 @@ struct Gateway {
     key: Ed25519KeyPair,
     hands: Hands,
     calls: mpsc::Sender<Call>,
+    probes: mpsc::Sender<(ContainerId, HealthOfContainer)>,
     end: watch::Sender<bool>,
     running: JoinHandle<EventLoop<Hands>>,
     store: Store,
@@ -185,7 +252,15 @@ impl Gateway {
         let factory = place.path().join("factory.signed");
         let (store, loaded) =
             Store::open(&directory, Some(&factory), |_| CheckOutcome::Intact).unwrap();
+        let device = crate::identity::find(&Config::default());
+        let trust = Finding::good("trust", "keys-loaded", "");
+        let secrets = Secrets::new(&directory, GATEWAY.parse().unwrap());
         let mut event_loop = EventLoop::new(Setup {
+            preflight: Preflight::new(
+                Arc::new(secrets),
+                Policy::default(),
+                TemplatesConfig::default(),
+            ),
             gateway: GATEWAY.parse().unwrap(),
             machine: Machine::default(),
             keys: keys(&place, &key),
@@ -193,13 +268,18 @@ impl Gateway {
             hands: hands.clone(),
             link: None,
             broker: None,
+            health: Health::new(Config::default(), device, vec![trust]),
+            manager: ServiceManager::default(),
+            local: local(place.path()),
+            readiness: Readiness::open(place.path()),
         });
         event_loop.restore(loaded, 1).await;
         let (calls, api) = mpsc::channel(8);
         let (end, shutdown) = watch::channel(false);
-        let sources = Sources { runtime: events, link: None, calls: api, shutdown };
+        let (probes, probed) = mpsc::channel(8);
+        let sources = Sources { runtime: events, link: None, calls: api, probes: probed, shutdown };
         let running = tokio::spawn(event_loop.run(sources));
-        Self { key, hands, calls, end, running, store, place }
+        Self { key, hands, calls, probes, end, running, store, place }
     }
 
     fn sign(&self, document: &Value) -> Vec<u8> {
@@ -532,7 +612,9 @@ async fn suffer(faults: &[Fault]) {
         }
     }
     gateway.hands.runtime.connect();
-    gateway.order(generation + 1, &[("x", "a"), ("y", "b")]).await;
+    NAMES.iter().for_each(|name| gateway.hands.runtime.fail_starts(&id(name), 0));
+    // Of what failed before, an update may have been taken back.
+    gateway.order(generation + 1, &[("x", "d"), ("y", "e")]).await;
     gateway.converged(generation + 1).await;
     let containers = gateway.hands.runtime.containers();
     let running: Vec<_> = containers.keys().map(ContainerId::as_str).collect();
@@ -553,5 +635,22 @@ proptest! {
             .build()
             .unwrap()
             .block_on(suffer(&faults));
+    }
+}
+
+/// Volumes and keys, on nothing but a directory.
+fn local(place: &std::path::Path) -> Local {
+    let config = Config {
+        state_dir: place.join("state"),
+        runtime_dir: place.join("run"),
+        ..Config::default()
+    };
+    let gateway = GATEWAY.parse().unwrap();
+    let secrets = Arc::new(crate::secrets::Secrets::new(&config.state_dir, gateway));
+    Local {
+        mounts: crate::mounts::Mounts::new(&config, Arc::clone(&secrets)),
+        secrets: Arc::clone(&secrets),
+        identities: crate::workload_identity::Identities::new(&config, secrets),
+        logs: place.join("logs"),
     }
 }

@@ -31,6 +31,8 @@ const STEP: Duration = Duration::from_secs(600);
 /// How long another writer of the same blob is awaited, and how often it is looked at.
 const LOCKED: Duration = Duration::from_secs(30);
 const LOCKED_STEP: Duration = Duration::from_millis(200);
+/// How often discarding a write is tried again.
+const ABORT_TRIES: u32 = 5;
 
 pub(crate) type Labels = HashMap<String, String>;
 
@@ -133,12 +135,18 @@ impl Content {
 
     /// Forgets what was written of a blob, because it is not what it should be.
     pub(crate) async fn abort(&self, digest: &Digest) -> Result<(), ImageError> {
-        let request = self.containerd.request(AbortRequest { r#ref: reference(digest) });
-        match ContentClient::new(self.containerd.channel()).abort(request).await {
-            Err(status) if status.code() != Code::NotFound => {
-                Err(ImageError::containerd("discard content")(status))
+        let mut tries_left = ABORT_TRIES;
+        loop {
+            let request = self.containerd.request(AbortRequest { r#ref: reference(digest) });
+            match ContentClient::new(self.containerd.channel()).abort(request).await {
+                Err(status) if status.code() == Code::NotFound => return Ok(()),
+                // containerd removes the directory of a write while the end of that write may
+                // still put a file into it: "directory not empty".
+                Err(_) if tries_left > 0 => tries_left -= 1,
+                Err(status) => return Err(ImageError::containerd("discard content")(status)),
+                Ok(_) => return Ok(()),
             }
-            _ => Ok(()),
+            sleep(LOCKED_STEP).await;
         }
     }
 

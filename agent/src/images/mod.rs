@@ -87,19 +87,36 @@ impl Images {
     /// # Errors
     /// A registry's name or its file of certificates cannot be used.
     pub fn new(containerd: Containerd, registries: &[RegistryConfig]) -> Result<Self, ImagesError> {
+        let (images, troubles) = Self::with_what_there_is(containerd, registries)?;
+        troubles.into_iter().next().map_or(Ok(images), Err)
+    }
+
+    /// The same, but certificates that cannot be read are told and left out: what they vouch for is
+    /// then refused.
+    ///
+    /// # Errors
+    /// A registry's name cannot be used.
+    pub fn with_what_there_is(
+        containerd: Containerd,
+        registries: &[RegistryConfig],
+    ) -> Result<(Self, Vec<ImagesError>), ImagesError> {
         let mut policy = Policy::default();
+        let mut troubles = Vec::new();
         for registry in registries {
             let host = &registry.host;
             let origin = registry::origin(host, registry.plain_http)
                 .ok_or_else(|| ImagesError::Host(host.clone()))?;
             if let Some(path) = &registry.ca {
-                policy.authorities.push((origin, certificates(host, path)?));
+                match certificates(host, path) {
+                    Ok(certificates) => policy.authorities.push((origin, certificates)),
+                    Err(trouble) => troubles.push(trouble),
+                }
             } else if registry.plain_http {
                 policy.plain.push(origin);
             }
         }
         let (policy, locks) = (Arc::new(policy), Locks::default());
-        Ok(Self { containerd, policy, locks, platform: Platform::host() })
+        Ok((Self { containerd, policy, locks, platform: Platform::host() }, troubles))
     }
 
     /// The same with other patience towards registries.

@@ -147,9 +147,27 @@ impl Files {
     }
 }
 
+/// Whether the three files can be used together.
+///
+/// # Errors
+/// Why not; nothing of their content is in it.
+pub fn check_files(
+    ca: &Path,
+    cert: &Path,
+    key: &Path,
+) -> Result<(), impl std::error::Error + use<>> {
+    Files::new(ca.into(), cert.into(), key.into()).load().map(drop)
+}
+
 fn stamp(what: &'static str, path: &Path) -> Result<Stamp, FilesError> {
-    let metadata = std::fs::metadata(path);
-    metadata.map(Stamp::from).map_err(|source| FilesError::Read { what, path: path.into(), source })
+    let unreadable = |source| FilesError::Read { what, path: path.into(), source };
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        // A FIFO would be waited for without end.
+        let kind = std::io::ErrorKind::InvalidInput;
+        return Err(unreadable(std::io::Error::new(kind, "it is not a regular file")));
+    }
+    Ok(metadata.into())
 }
 
 fn certificates(

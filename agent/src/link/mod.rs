@@ -39,6 +39,7 @@ use crate::config::LinkConfig;
 use delay::{STABLE, jitter, retry_delay};
 use error::LinkError;
 use files::Files;
+pub use files::check_files;
 pub use outbox::Document;
 use outbox::{Outbox, Value};
 

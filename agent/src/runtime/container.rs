@@ -17,16 +17,19 @@ use containerd_client::services::v1::{
 use containerd_client::tonic::transport::Channel;
 use containerd_client::tonic::{Code, Status};
 use containerd_client::types::v1::{Process, Status as TaskStatus};
+use coracle_core::desired::Limits;
 use coracle_core::name::ContainerId;
 use coracle_core::observed;
 use coracle_core::plan::{Start, Stop};
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use tokio::time::timeout;
 
 use super::Runtime;
+use super::cgroup::Cgroups;
 use super::error::RuntimeError;
+use super::exec::Executions;
 use super::labels::{self, Labels};
 use super::oci::Host;
+use super::surroundings::Surroundings;
 use crate::containerd::{Containerd, LocalImage};
 
 pub(super) const SIGKILL: u32 = 9;
@@ -38,10 +41,11 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct ContainerdRuntime {
     pub(super) containerd: Containerd,
-    cgroup_v2: bool,
+    pub(super) cgroups: Cgroups,
     busy: Arc<Mutex<BTreeSet<ContainerId>>>,
     /// Containers whose labels were found wrong, so that each is told of once.
     pub(super) malformed: Arc<Mutex<BTreeSet<ContainerId>>>,
+    pub(super) executions: Arc<Executions>,
 }
 
 /// Keeps other operations off one container.
@@ -60,14 +64,20 @@ impl Drop for Reservation {
 impl ContainerdRuntime {
     /// A runtime on this connection. Asks containerd nothing yet.
     pub fn new(containerd: Containerd) -> Self {
-        let cgroup_v2 = statfs("/sys/fs/cgroup")
-            .is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC);
-        Self { containerd, cgroup_v2, busy: Arc::default(), malformed: Arc::default() }
+        Self {
+            containerd,
+            cgroups: Cgroups::look(),
+            busy: Arc::default(),
+            malformed: Arc::default(),
+            executions: Arc::default(),
+        }
     }
 
     pub(super) fn host(&self) -> Host {
         Host {
-            cgroup_v2: self.cgroup_v2,
+            cgroup_v2: self.cgroups.unified,
+            pids_limit: self.cgroups.limits_pids(),
+            swap_limit: self.cgroups.limits_swap(),
             resolv_conf: Path::new("/etc/resolv.conf").is_file(),
             hosts: Path::new("/etc/hosts").is_file(),
             arch: std::env::consts::ARCH,
@@ -194,7 +204,7 @@ pub(super) fn is_live(task: &Process) -> bool {
 }
 
 /// "Not found" as `None`.
-fn found<T>(answer: Result<T, Status>) -> Result<Option<T>, Status> {
+pub(super) fn found<T>(answer: Result<T, Status>) -> Result<Option<T>, Status> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
         Err(status) if status.code() == Code::NotFound => Ok(None),
@@ -207,8 +217,13 @@ impl Runtime for ContainerdRuntime {
         self.list_ours().await
     }
 
-    async fn start(&self, start: &Start, image: &LocalImage) -> Result<u32, RuntimeError> {
-        self.make_and_start(start, image).await
+    async fn start(
+        &self,
+        start: &Start,
+        image: &LocalImage,
+        surroundings: &Surroundings,
+    ) -> Result<u32, RuntimeError> {
+        self.make_and_start(start, image, surroundings).await
     }
 
     async fn stop(&self, stop: &Stop) -> Result<(), RuntimeError> {
@@ -217,5 +232,18 @@ impl Runtime for ContainerdRuntime {
 
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         self.remove_dead(id).await
+    }
+
+    async fn set_limits(&self, id: &ContainerId, limits: &Limits) -> Result<(), RuntimeError> {
+        self.adjust(id, limits).await
+    }
+
+    async fn exec(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        limit: Duration,
+    ) -> Result<u32, RuntimeError> {
+        self.run_inside(id, command, limit).await
     }
 }

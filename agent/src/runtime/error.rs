@@ -1,11 +1,15 @@
 //! What can go wrong with containers, and when it is worth another try.
 
+use std::time::Duration;
+
 use containerd_client::tonic::{Code, Status};
 use coracle_core::backoff::Retry;
 use coracle_core::image::ImageRef;
 use coracle_core::name::ContainerId;
 
+use super::devices::DeviceProblem;
 use crate::containerd::{Origin, origin};
+use crate::seccomp_profile::ProfileProblem;
 
 /// Longest text of containerd's that is passed on, in bytes.
 const MESSAGE_LIMIT: usize = 300;
@@ -75,6 +79,22 @@ pub enum RuntimeError {
         /// Why.
         source: Box<ImageProblem>,
     },
+    /// A device that it is to have cannot be given to it.
+    #[error("container {id} cannot be given its devices")]
+    Device {
+        /// Which container.
+        id: ContainerId,
+        /// Which device, and why.
+        source: DeviceProblem,
+    },
+    /// Its seccomp profile cannot be used.
+    #[error("container {id} cannot be confined")]
+    Seccomp {
+        /// Which container.
+        id: ContainerId,
+        /// Which profile, and why.
+        source: ProfileProblem,
+    },
     /// The signal to stop with is not known on this machine.
     #[error("container {id} cannot be stopped with {signal:?}: no such signal")]
     Signal {
@@ -82,6 +102,33 @@ pub enum RuntimeError {
         id: ContainerId,
         /// As asked for.
         signal: String,
+    },
+    /// Something was to be done in a container that does not run.
+    #[error("container {id} does not run")]
+    NotRunning {
+        /// Which container.
+        id: ContainerId,
+    },
+    /// A command in it took longer than it may.
+    #[error("a command in container {id} did not end within {} s and was killed", limit.as_secs_f64())]
+    TooLong {
+        /// Which container.
+        id: ContainerId,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// It uses more memory than it may have.
+    #[error(
+        "container {id} uses {used_mib} MiB of memory, which is more than the {limit_mib} MiB that \
+         it is to be limited to"
+    )]
+    MemoryInUse {
+        /// Which container.
+        id: ContainerId,
+        /// What it uses, without what can be taken from it.
+        used_mib: u64,
+        /// What it was to have.
+        limit_mib: u64,
     },
     /// SIGKILL was sent and the process is still there, so it hangs in the kernel.
     #[error("process {pid} of container {id} outlives SIGKILL; a device or a mount hangs")]

@@ -7,15 +7,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use containerd_client::tonic::Status;
 use coracle_core::backoff::Retry;
+use coracle_core::desired::Limits;
 use coracle_core::name::ContainerId;
 use coracle_core::observed::{Container, Exit, Task};
 use coracle_core::plan::{Start, Stop};
 use tokio::sync::mpsc;
 
-use super::{Runtime, RuntimeError, RuntimeEvent};
+use super::{Runtime, RuntimeError, RuntimeEvent, Surroundings};
 use crate::containerd::LocalImage;
 
 const SIGTERM_EXIT: u32 = 128 + 15;
@@ -32,6 +34,7 @@ struct State {
     containers: BTreeMap<ContainerId, Container>,
     failing_starts: BTreeMap<ContainerId, u32>,
     hanging_stops: BTreeSet<ContainerId>,
+    exit_codes: BTreeMap<ContainerId, u32>,
     unreachable: bool,
     last_pid: u32,
     last_exit: u64,
@@ -60,6 +63,11 @@ impl FakeRuntime {
         } else {
             state.hanging_stops.remove(id);
         }
+    }
+
+    /// Commands in this container end at once with this code from now on; without it, with 0.
+    pub fn set_exit_code(&self, id: &ContainerId, code: u32) {
+        self.state().exit_codes.insert(id.clone(), code);
     }
 
     /// Every request fails until [`connect`](Self::connect); tells `Disconnected`.
@@ -128,6 +136,13 @@ impl State {
         Ok(())
     }
 
+    fn running(&mut self, id: &ContainerId) -> Result<&mut Container, RuntimeError> {
+        self.reach()?;
+        let running = |container: &&mut Container| matches!(container.task, Task::Running { .. });
+        let container = self.containers.get_mut(id).filter(running);
+        container.ok_or_else(|| RuntimeError::NotRunning { id: id.clone() })
+    }
+
     fn end(&mut self, id: &ContainerId, code: u32) -> Option<RuntimeEvent> {
         let container = self.containers.get_mut(id)?;
         let Task::Running { pid } = container.task else { return None };
@@ -158,8 +173,10 @@ impl State {
         let pid = self.last_pid;
         let container = Container {
             replica: start.replica.clone(),
+            name: start.container.name.clone(),
             generation: start.generation,
             definition: start.definition.clone(),
+            limits: start.container.limits.label().into(),
             task: Task::Running { pid },
         };
         self.containers.insert(id, container);
@@ -174,7 +191,12 @@ impl Runtime for FakeRuntime {
         Ok(state.containers.clone())
     }
 
-    async fn start(&self, start: &Start, _image: &LocalImage) -> Result<u32, RuntimeError> {
+    async fn start(
+        &self,
+        start: &Start,
+        _image: &LocalImage,
+        _surroundings: &Surroundings,
+    ) -> Result<u32, RuntimeError> {
         tokio::task::yield_now().await;
         self.state().start(start)
     }
@@ -206,6 +228,27 @@ impl Runtime for FakeRuntime {
         state.containers.remove(id);
         Ok(())
     }
+
+    async fn set_limits(&self, id: &ContainerId, limits: &Limits) -> Result<(), RuntimeError> {
+        tokio::task::yield_now().await;
+        let mut state = self.state();
+        state.running(id)?.limits = limits.label().into();
+        state.calls.push(format!("limit {id}"));
+        Ok(())
+    }
+
+    async fn exec(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        _limit: Duration,
+    ) -> Result<u32, RuntimeError> {
+        tokio::task::yield_now().await;
+        let mut state = self.state();
+        state.running(id)?;
+        state.calls.push(format!("exec {id}: {}", command.join(" ")));
+        Ok(state.exit_codes.get(id).copied().unwrap_or(0))
+    }
 }
 
 #[cfg(test)]
@@ -213,6 +256,8 @@ mod tests {
     use std::time::Duration;
 
     use coracle_core::image::{Digest, ImageRef};
+
+    use coracle_core::plan::Why;
 
     use super::*;
     use crate::runtime::oci::tests::start;
@@ -229,11 +274,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_keeps_the_rules_and_fails_as_told() {
         let (runtime, mut events) = FakeRuntime::new();
-        let (start, image) = (start(), image());
+        let (start, image, around) = (start(), image(), Surroundings::default());
         runtime.fail_starts(&start.id, 1);
-        assert!(matches!(runtime.start(&start, &image).await, Err(RuntimeError::Refused { .. })));
-        let pid = runtime.start(&start, &image).await.unwrap();
-        let second = runtime.start(&start, &image).await;
+        assert!(matches!(
+            runtime.start(&start, &image, &around).await,
+            Err(RuntimeError::Refused { .. })
+        ));
+        let pid = runtime.start(&start, &image, &around).await.unwrap();
+        let second = runtime.start(&start, &image, &around).await;
         assert!(matches!(second, Err(RuntimeError::Live { pid: live, .. }) if live == pid));
         assert!(matches!(runtime.remove(&start.id).await, Err(RuntimeError::Live { .. })));
         assert!(runtime.end(&start.id, 3));
@@ -241,10 +289,13 @@ mod tests {
         let told = events.recv().await;
         assert!(matches!(told, Some(RuntimeEvent::Exited { exit, .. }) if exit.code == 3));
 
-        runtime.start(&start, &image).await.unwrap();
+        runtime.start(&start, &image, &around).await.unwrap();
         let stop = Stop {
             replica: start.replica.clone(),
             id: start.id.clone(),
+            why: Why::Unwanted,
+            drain: Duration::ZERO,
+            pre_stop: None,
             signal: None,
             grace: Duration::ZERO,
         };

@@ -7,11 +7,14 @@
 //! | `io.coracle/container` | name of the container in the workload |
 //! | `io.coracle/generation` | generation of the order, decimal |
 //! | `io.coracle/definition` | hash of the definition |
+//! | `io.coracle/limits` | [`Limits::label`] of its limits; not there if it has none |
 //! | `io.coracle/stop-signal` | the image's own stop signal, if it has one |
 
 use std::collections::HashMap;
 
 use coracle_core::desired::DefinitionHash;
+#[cfg(doc)]
+use coracle_core::desired::Limits;
 use coracle_core::name::{ContainerId, ContainerName, ReplicaId, WorkloadName};
 use coracle_core::plan::Start;
 
@@ -20,6 +23,7 @@ const REPLICA: &str = "io.coracle/replica";
 const CONTAINER: &str = "io.coracle/container";
 const GENERATION: &str = "io.coracle/generation";
 const DEFINITION: &str = "io.coracle/definition";
+pub(super) const LIMITS: &str = "io.coracle/limits";
 const STOP_SIGNAL: &str = "io.coracle/stop-signal";
 
 /// Longest stop signal of an image that is kept; longer ones are nonsense.
@@ -29,20 +33,25 @@ const STOP_SIGNAL_LIMIT: usize = 32;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Labels {
     pub(super) replica: ReplicaId,
+    pub(super) name: ContainerName,
     pub(super) generation: u64,
     pub(super) definition: DefinitionHash,
+    pub(super) limits: Box<str>,
     pub(super) stop_signal: Option<String>,
 }
 
 /// The labels for a container to be made.
 pub(super) fn write(start: &Start, stop_signal: Option<&str>) -> HashMap<String, String> {
     let stop_signal = stop_signal.filter(|s| !s.is_empty() && s.len() <= STOP_SIGNAL_LIMIT);
+    let limits = start.container.limits.label();
     let labels = [
         (WORKLOAD, Some(start.replica.workload.to_string())),
         (REPLICA, Some(start.replica.index.to_string())),
         (CONTAINER, Some(start.container.name.to_string())),
         (GENERATION, Some(start.generation.to_string())),
         (DEFINITION, Some(start.definition.as_str().to_owned())),
+        // containerd keeps no empty value.
+        (LIMITS, Some(limits).filter(|limits| !limits.is_empty())),
         (STOP_SIGNAL, stop_signal.map(str::to_owned)),
     ];
     labels.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
@@ -56,26 +65,33 @@ pub(super) fn read(id: &ContainerId, labels: &HashMap<String, String>) -> Option
         workload: WorkloadName::parse(get(WORKLOAD)?).ok()?,
         index: get(REPLICA)?.parse().ok()?,
     };
-    let container = ContainerName::parse(get(CONTAINER)?).ok()?;
     let read = Labels {
+        name: ContainerName::parse(get(CONTAINER)?).ok()?,
         generation: get(GENERATION)?.parse().ok()?,
         definition: DefinitionHash::from_label(get(DEFINITION)?),
+        limits: get(LIMITS).unwrap_or_default().into(),
         stop_signal: get(STOP_SIGNAL).map(str::to_owned),
         replica,
     };
-    (read.replica.container(&container) == *id).then_some(read)
+    (read.replica.container(&read.name) == *id).then_some(read)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::runtime::oci::tests::start;
 
     #[test]
     fn what_is_written_is_read_back() {
-        let start = start();
+        let mut start = start();
+        let labels = write(&start, None);
+        assert_eq!(&*read(&start.id, &labels).unwrap().limits, "");
+        Arc::make_mut(&mut start.container).limits.memory_mib = Some(64);
         let labels = write(&start, Some("SIGQUIT"));
         let read = read(&start.id, &labels).unwrap();
+        assert_eq!(*read.limits, *start.container.limits.label());
         assert_eq!(read.replica, start.replica);
         assert_eq!(read.generation, start.generation);
         assert_eq!(read.definition, start.definition);

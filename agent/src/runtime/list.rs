@@ -27,8 +27,9 @@ impl ContainerdRuntime {
                 Some(task) => state(&task),
                 None => self.unlisted(&id).await?,
             };
-            let Labels { replica, generation, definition, .. } = labels;
-            containers.insert(id, Container { replica, generation, definition, task });
+            let Labels { replica, name, generation, definition, limits, .. } = labels;
+            let container = Container { replica, name, generation, definition, limits, task };
+            containers.insert(id, container);
         }
         Ok(containers)
     }

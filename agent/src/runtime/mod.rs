@@ -11,32 +11,43 @@
 //!
 //! Deliberately not here: deciding (that is `coracle_core::reconcile`), images, retries.
 
+mod adjust;
+mod capabilities;
+mod cgroup;
 mod container;
+mod devices;
 mod error;
 mod events;
+mod exec;
 #[doc(hidden)]
 pub mod fake;
 mod labels;
 mod list;
 mod oci;
 mod remains;
+mod resources;
 mod rootfs;
 mod seccomp;
 mod signal;
 mod start;
 mod stop;
+mod surroundings;
 mod user;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::time::Duration;
 
+use coracle_core::desired::Limits;
 use coracle_core::name::ContainerId;
 use coracle_core::observed::{Container, Exit};
 use coracle_core::plan::{Start, Stop};
 
 pub use container::ContainerdRuntime;
+pub use devices::DeviceProblem;
 pub use error::{ImageProblem, RuntimeError};
 pub use events::follow;
+pub use surroundings::{Bind, Device, Surroundings};
 
 use crate::containerd::LocalImage;
 
@@ -57,11 +68,13 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// There is a live task under this id; the id belongs to somebody else; the image cannot be
-    /// run as asked; containerd refuses or cannot be asked.
+    /// run as asked; a device or a seccomp profile is not there; containerd refuses or cannot be
+    /// asked.
     fn start(
         &self,
         start: &Start,
         image: &LocalImage,
+        surroundings: &Surroundings,
     ) -> impl Future<Output = Result<u32, RuntimeError>> + Send;
 
     /// Sends the signal, waits for the end up to the grace period, kills, waits a little, then
@@ -79,6 +92,35 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     /// There is a live task under this id; the id belongs to somebody else; containerd refuses or
     /// cannot be asked.
     fn remove(&self, id: &ContainerId) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Gives a running container other limits; its processes go on. Where there is none from now
+    /// on, it is as if it had been started without. [`list`](Self::list) tells the new ones.
+    ///
+    /// # Errors
+    /// It does not run; it uses more memory than it may have from now on; the id belongs to somebody
+    /// else; containerd refuses or cannot be asked. What it may use is then as before, or as wanted
+    /// and not told.
+    fn set_limits(
+        &self,
+        id: &ContainerId,
+        limits: &Limits,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Runs a command in a running container, as its own user, with its variables and no input or
+    /// output; gives its exit code. After `limit` from its start, or if this is dropped, it is
+    /// killed with the children that it has not put into groups of their own.
+    ///
+    /// Several may run at once. What an agent that died left running is ended first.
+    ///
+    /// # Errors
+    /// The container does not run; there is no such command in it; it did not end in time; the id
+    /// belongs to somebody else; containerd refuses or cannot be asked.
+    fn exec(
+        &self,
+        id: &ContainerId,
+        command: &[String],
+        limit: Duration,
+    ) -> impl Future<Output = Result<u32, RuntimeError>> + Send;
 }
 
 /// What [`follow`] tells.
@@ -98,6 +140,16 @@ pub enum RuntimeEvent {
         pid: u32,
         /// How it ended.
         exit: Exit,
+    },
+    /// The kernel killed a process of a container in our namespace for want of memory: the main
+    /// process, or another one in it, which the container may have outlived.
+    ///
+    /// If the main process ended as well, this is told before its [`Exited`](Self::Exited). What was
+    /// killed is told of once in one connection to containerd, and again in the next one if the
+    /// container goes on and ends there.
+    OutOfMemory {
+        /// Which container.
+        id: ContainerId,
     },
     /// containerd went away or does not answer. Told once until the next [`Connected`].
     ///

@@ -7,6 +7,7 @@
 //! image's `/run`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use coracle_core::desired::Container;
 use coracle_core::plan::Start;
@@ -14,29 +15,14 @@ use coracle_protocol::desired::Network;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::capabilities;
+use super::devices::Node;
 use super::error::ImageProblem;
-use super::seccomp;
+use super::resources::resources;
+use super::surroundings::{Bind, Surroundings};
 use super::user::Ids;
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Docker's and containerd's default set.
-const CAPABILITIES: [&str; 14] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-];
 
 const MASKED: [&str; 12] = [
     "/proc/acpi",
@@ -56,19 +42,6 @@ const MASKED: [&str; 12] = [
 const READONLY: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Character devices that a container may use: major, minor (all if `None`).
-const DEVICES: [(u32, Option<u32>); 9] = [
-    (1, Some(3)), // null
-    (1, Some(5)), // zero
-    (1, Some(7)), // full
-    (1, Some(8)), // random
-    (1, Some(9)), // urandom
-    (5, Some(0)), // tty
-    (5, Some(1)), // console
-    (5, Some(2)), // ptmx
-    (136, None),  // pseudo terminals
-];
-
 /// Soft and hard limit, the kernel's own defaults: what select(2) can stand, and what every
 /// containerd may give away, however it is confined itself.
 const OPEN_FILES: (u64, u64) = (1024, 4096);
@@ -82,6 +55,10 @@ pub(super) struct Host {
     pub(super) resolv_conf: bool,
     /// Whether it has an `/etc/hosts`.
     pub(super) hosts: bool,
+    /// Whether the number of processes can be limited.
+    pub(super) pids_limit: bool,
+    /// Whether swap can be limited.
+    pub(super) swap_limit: bool,
     /// Its architecture, in Rust's name.
     pub(super) arch: &'static str,
 }
@@ -155,77 +132,85 @@ impl ImageConfig {
     }
 }
 
-/// The specification for one container. `cgroup` is its path in the cgroup hierarchy.
+/// What a container is to be made of: what was asked for, and what was found for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts<'a> {
+    pub(super) start: &'a Start,
+    pub(super) image: &'a ImageConfig,
+    pub(super) surroundings: &'a Surroundings,
+    pub(super) devices: &'a [Node],
+    /// The `linux.seccomp` object; none for no filter.
+    pub(super) seccomp: Option<&'a Value>,
+    pub(super) ids: &'a Ids,
+    /// Its path in the cgroup hierarchy.
+    pub(super) cgroup: &'a str,
+    pub(super) host: &'a Host,
+}
+
+/// The specification for one container.
 ///
 /// # Errors
 /// There is nothing to run.
-pub(super) fn spec(
-    start: &Start,
-    image: &ImageConfig,
-    ids: &Ids,
-    cgroup: &str,
-    host: &Host,
-) -> Result<Value, ImageProblem> {
+pub(super) fn spec(parts: Parts<'_>) -> Result<Value, ImageProblem> {
+    let Parts { start, image, surroundings, ids, host, .. } = parts;
     let container = &*start.container;
     let (soft, hard) = OPEN_FILES;
-    Ok(json!({
+    let mut spec = json!({
         "ociVersion": "1.0.2",
-        "hostname": format!("{}-{}", start.replica.workload, start.replica.index),
+        "hostname": host_name(start, surroundings),
         "root": { "path": "rootfs", "readonly": container.readonly_root },
         "process": {
             "args": image.args(container)?,
-            "env": image.env(&container.env),
+            "env": image.env(&surroundings.env),
             "cwd": image.working_dir(container),
             "user": { "uid": ids.uid, "gid": ids.gid, "additionalGids": ids.groups },
             "noNewPrivileges": true,
-            "capabilities": {
-                "bounding": CAPABILITIES,
-                "effective": CAPABILITIES,
-                "permitted": CAPABILITIES,
-            },
+            "capabilities": capabilities::sets(&container.capabilities),
             "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": soft, "hard": hard }],
+            // Not containerd's own, which is -999: it would be inherited.
+            "oomScoreAdj": 0,
         },
-        "mounts": mounts(start.network, host),
+        "mounts": mounts(start.pod.network, surroundings, host),
         "linux": {
-            "cgroupsPath": cgroup,
-            "namespaces": namespaces(start.network, host),
-            "resources": { "devices": devices() },
+            "cgroupsPath": parts.cgroup,
+            "namespaces": namespaces(start.pod.network, surroundings, host),
+            "resources": resources(&container.limits, parts.devices, host),
             "maskedPaths": MASKED,
             "readonlyPaths": READONLY,
-            "seccomp": seccomp::profile(host.arch),
         },
-    }))
-}
-
-fn namespaces(network: Network, host: &Host) -> Vec<Value> {
-    let mut kinds = vec!["pid", "ipc", "uts", "mount"];
-    match network {
-        Network::Host => {}
-        Network::None => kinds.push("network"),
+    });
+    if !parts.devices.is_empty() {
+        let nodes = parts.devices.iter().map(|device| device.node(ids));
+        spec["linux"]["devices"] = nodes.collect();
     }
-    if host.cgroup_v2 {
-        kinds.push("cgroup");
+    if let Some(profile) = parts.seccomp {
+        spec["linux"]["seccomp"] = profile.clone();
     }
-    kinds.into_iter().map(|kind| json!({ "type": kind })).collect()
+    Ok(spec)
 }
 
-fn devices() -> Vec<Value> {
-    let mut rules = vec![
-        json!({ "allow": false, "access": "rwm" }),
-        json!({ "allow": true, "type": "c", "access": "m" }),
-        json!({ "allow": true, "type": "b", "access": "m" }),
-    ];
-    rules.extend(DEVICES.iter().map(|(major, minor)| {
-        let mut rule = json!({ "allow": true, "type": "c", "major": major, "access": "rwm" });
-        if let Some(minor) = minor {
-            rule["minor"] = (*minor).into();
-        }
-        rule
-    }));
-    rules
+fn host_name(start: &Start, surroundings: &Surroundings) -> String {
+    match surroundings.host_name.as_str() {
+        "" => format!("{}-{}", start.replica.workload, start.replica.index),
+        name => name.to_owned(),
+    }
 }
 
-fn mounts(network: Network, host: &Host) -> Vec<Value> {
+/// All its own, but for the network: that of the gateway, or one that the containers of a replica
+/// share.
+fn namespaces(network: Network, surroundings: &Surroundings, host: &Host) -> Vec<Value> {
+    let kinds =
+        ["pid", "ipc", "uts", "mount"].into_iter().chain(host.cgroup_v2.then_some("cgroup"));
+    let mut namespaces: Vec<_> = kinds.map(|kind| json!({ "type": kind })).collect();
+    match (network, &surroundings.netns) {
+        (Network::Host, _) => {}
+        (_, Some(path)) => namespaces.push(json!({ "type": "network", "path": path })),
+        (_, None) => namespaces.push(json!({ "type": "network" })),
+    }
+    namespaces
+}
+
+fn mounts(network: Network, surroundings: &Surroundings, host: &Host) -> Vec<Value> {
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
     let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -240,16 +225,41 @@ fn mounts(network: Network, host: &Host) -> Vec<Value> {
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
     ];
-    let files = [("/etc/resolv.conf", host.resolv_conf), ("/etc/hosts", host.hosts)];
-    for (file, _) in files.iter().filter(|(_, there)| *there && network == Network::Host) {
-        mounts.push(json!({
-            "destination": file,
-            "type": "bind",
-            "source": file,
-            "options": ["bind", "ro", "nosuid", "nodev", "noexec"],
-        }));
+    let own = |file: &'static str, there: bool| {
+        (there && network == Network::Host).then(|| Path::new(file))
+    };
+    let files = [
+        ("/etc/resolv.conf", &surroundings.resolv_conf, host.resolv_conf),
+        ("/etc/hosts", &surroundings.hosts, host.hosts),
+    ];
+    for (file, given, there) in files {
+        if let Some(source) = given.as_deref().or(own(file, there)) {
+            mounts.push(json!({
+                "destination": file,
+                "type": "bind",
+                "source": source,
+                "options": ["bind", "ro", "nosuid", "nodev", "noexec"],
+            }));
+        }
     }
+    // What is mounted below another mount comes after it.
+    let mut binds: Vec<_> = surroundings.binds.iter().collect();
+    binds.sort_by(|one, other| one.path.cmp(&other.path));
+    mounts.extend(binds.into_iter().map(bind));
     mounts
+}
+
+fn bind(bind: &Bind) -> Value {
+    let mut options = bind.options.clone();
+    let is_bind = |option: &String| option == "bind" || option == "rbind";
+    if !options.iter().any(is_bind) {
+        options.insert(0, "bind".into());
+    }
+    // Within a container nobody gains privileges, whatever is mounted.
+    if !options.iter().any(|option| option == "nosuid") {
+        options.push("nosuid".into());
+    }
+    json!({ "destination": bind.path, "type": "bind", "source": bind.source, "options": options })
 }
 
 #[cfg(test)]

@@ -1,11 +1,24 @@
 use std::sync::Arc;
 
-use coracle_core::desired::DefinitionHash;
+use coracle_core::desired::{DefinitionHash, Pod};
 use coracle_core::image::ImageRef;
 use coracle_core::name::{ContainerName, ReplicaId, WorkloadName};
+use coracle_core::policy::DEFAULT_CAPABILITIES;
 use expect_test::expect_file;
 
 use super::*;
+use crate::runtime::{devices, seccomp};
+
+/// A pod of one container.
+pub(in crate::runtime) fn pod(network: Network, container: Container) -> Arc<Pod> {
+    Arc::new(Pod {
+        network,
+        containers: vec![Arc::new(container)],
+        ports: Vec::new(),
+        identity: None,
+        in_place: "".into(),
+    })
+}
 
 /// The smallest start of `web.0.main`.
 pub(in crate::runtime) fn start() -> Start {
@@ -20,18 +33,32 @@ pub(in crate::runtime) fn start() -> Start {
         working_dir: None,
         user: None,
         readonly_root: false,
+        mounts: Vec::new(),
+        limits: Default::default(),
+        devices: Vec::new(),
+        capabilities: Default::default(),
+        seccomp: Default::default(),
+        probes: Default::default(),
     };
     Start {
         id: replica.container(&name),
         replica,
         generation: 7,
         definition: DefinitionHash::from_label("0123456789abcdef0123456789abcdef"),
-        network: Network::Host,
+        pod: pod(Network::Host, container.clone()),
         container: Arc::new(container),
+        shares_ports: false,
     }
 }
 
-const HOST: Host = Host { cgroup_v2: true, resolv_conf: true, hosts: true, arch: "aarch64" };
+pub(in crate::runtime) const HOST: Host = Host {
+    cgroup_v2: true,
+    resolv_conf: true,
+    hosts: true,
+    pids_limit: true,
+    swap_limit: true,
+    arch: "aarch64",
+};
 
 const IMAGE: &str = r#"{"config":{"Entrypoint":["/web"],"Cmd":["-p","80"],
     "Env":["PATH=/web/bin","LANG=C"],"WorkingDir":"/srv","User":"33","StopSignal":"SIGQUIT"}}"#;
@@ -43,9 +70,33 @@ fn with(change: impl FnOnce(&mut Container)) -> Start {
 }
 
 fn make(start: &Start, image: &str, host: &Host) -> Result<Value, ImageProblem> {
-    let image = ImageConfig::parse(image.as_bytes())?;
-    let ids = Ids { uid: 33, gid: 33, groups: vec![33, 50] };
-    spec(start, &image, &ids, "/coracle/test/web.0.main", host)
+    make_in(&Surroundings::default(), start, image, host)
+}
+
+fn make_in(
+    surroundings: &Surroundings,
+    start: &Start,
+    image: &str,
+    host: &Host,
+) -> Result<Value, ImageProblem> {
+    let devices = devices::look_up(&surroundings.devices).unwrap();
+    let named = surroundings.seccomp.as_deref();
+    let seccomp = seccomp::of(&start.container, named, host.arch).unwrap();
+    spec(Parts {
+        start,
+        image: &ImageConfig::parse(image.as_bytes())?,
+        surroundings,
+        devices: &devices,
+        seccomp: seccomp.as_ref(),
+        ids: &Ids { uid: 33, gid: 33, groups: vec![33, 50] },
+        cgroup: "/coracle/test/web.0.main",
+        host,
+    })
+}
+
+fn variables(env: &[(&str, &str)]) -> Surroundings {
+    let env = env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    Surroundings { env, ..Surroundings::default() }
 }
 
 fn strings(list: &[&str]) -> Option<Vec<String>> {
@@ -54,16 +105,14 @@ fn strings(list: &[&str]) -> Option<Vec<String>> {
 
 #[test]
 fn a_whole_specification() {
-    let mut start = with(|c| {
-        c.env.insert("LANG".into(), "C.UTF-8".into());
-        c.env.insert("PORT".into(), "8080".into());
-        c.readonly_root = true;
-    });
-    let mut host_network = make(&start, IMAGE, &HOST).unwrap();
+    let mut start = with(|c| c.readonly_root = true);
+    let around = variables(&[("LANG", "C.UTF-8"), ("PORT", "8080")]);
+    let mut host_network = make_in(&around, &start, IMAGE, &HOST).unwrap();
     host_network["linux"]["seccomp"]["syscalls"][0]["names"] = "seccomp.txt".into();
     expect_file!["testdata/spec-host.json"].assert_eq(&pretty(&host_network));
-    start.network = Network::None;
-    let mut no_network = make(&start, IMAGE, &Host { cgroup_v2: false, ..HOST }).unwrap();
+    start.pod = pod(Network::None, (*start.container).clone());
+    let mut no_network =
+        make_in(&around, &start, IMAGE, &Host { cgroup_v2: false, ..HOST }).unwrap();
     no_network["linux"]["seccomp"] = "as above".into();
     expect_file!["testdata/spec-none.json"].assert_eq(&pretty(&no_network));
 }
@@ -113,11 +162,8 @@ fn environment_and_directory() {
     let made = make(&start(), bare, &HOST).unwrap();
     assert_eq!(made["process"]["env"], json!([DEFAULT_PATH]));
     assert_eq!(made["process"]["cwd"], "/");
-    let start = with(|c| {
-        c.working_dir = Some("/own".into());
-        c.env.insert("PATH".into(), "/own/bin".into());
-    });
-    let made = make(&start, IMAGE, &HOST).unwrap();
+    let start = with(|c| c.working_dir = Some("/own".into()));
+    let made = make_in(&variables(&[("PATH", "/own/bin")]), &start, IMAGE, &HOST).unwrap();
     assert_eq!(made["process"]["env"], json!(["PATH=/own/bin", "LANG=C"]));
     assert_eq!(made["process"]["cwd"], "/own");
 }
@@ -136,7 +182,7 @@ fn no_privileges_whatever_the_order() {
         start(),
         with(|c| c.user = Some("0".into())),
         with(|c| c.readonly_root = true),
-        Start { network: Network::None, ..start() },
+        Start { pod: pod(Network::None, (*start().container).clone()), ..start() },
     ];
     for order in orders {
         for cgroup_v2 in [true, false] {
@@ -144,12 +190,14 @@ fn no_privileges_whatever_the_order() {
             let process = &made["process"];
             assert_eq!(process["noNewPrivileges"], true);
             for set in ["bounding", "effective", "permitted"] {
-                assert_eq!(process["capabilities"][set], json!(CAPABILITIES));
+                assert_eq!(process["capabilities"][set], json!(DEFAULT_CAPABILITIES));
             }
             assert!(process["capabilities"]["ambient"].is_null());
             assert!(process["capabilities"]["inheritable"].is_null());
             let linux = &made["linux"];
             assert_eq!(linux["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
+            assert_eq!(linux["resources"]["pids"]["limit"], 1024);
+            assert!(linux["devices"].is_null());
             assert_eq!(linux["resources"]["devices"][0], json!({"allow": false, "access": "rwm"}));
             let kinds: Vec<_> = linux["namespaces"].as_array().unwrap().iter().collect();
             for kind in ["pid", "ipc", "uts", "mount"] {

@@ -75,22 +75,22 @@ impl ContainerdRuntime {
         }
     }
 
-    /// Deletes a dead task. One that was made and never started has a process, which waits.
+    /// Deletes a dead task. One that was made and never started has a process, which waits. Of a
+    /// deletion that was broken off containerd keeps a shim and shows no task.
     pub(super) async fn clear_task(
         &self,
         id: &ContainerId,
         task: Option<Process>,
     ) -> Result<(), RuntimeError> {
-        let Some(task) = task else { return Ok(()) };
-        if task.status() == TaskStatus::Created {
+        if let Some(task) = task.filter(|task| task.status() == TaskStatus::Created) {
             self.kill_now(id, task.pid).await?;
         }
         self.delete_task(id).await
     }
 }
 
-/// Whether a record can be kept: containerd lets neither snapshotter nor runtime be changed.
+/// Whether a record can be kept: containerd lets neither snapshotter nor runtime be changed, nor the
+/// runtime's options.
 fn fits(old: &Container, new: &Container) -> bool {
-    let runtime = |record: &Container| record.runtime.as_ref().map(|r| r.name.clone());
-    old.snapshotter == new.snapshotter && runtime(old) == runtime(new)
+    old.snapshotter == new.snapshotter && old.runtime == new.runtime
 }

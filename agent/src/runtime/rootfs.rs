@@ -12,12 +12,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Component, Path, PathBuf};
 
 use containerd_client::types::Mount;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
-use nix::sys::stat::{SFlag, fstat};
 
 /// Largest file that is read.
 const SIZE_LIMIT: u64 = 1024 * 1024;
@@ -123,14 +123,21 @@ impl Layers {
                 Err(Errno::ENOTDIR | Errno::ELOOP) => return Ok(Entry::Gone),
                 Err(error) => return Err(error.into()),
             };
-            let stat = fstat(&found)?;
-            let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
-            return Ok(match kind {
-                SFlag::S_IFDIR => Entry::Directory,
-                SFlag::S_IFLNK => Entry::Link(readlinkat(&found, OsStr::from_bytes(b""))?),
-                SFlag::S_IFREG => Entry::File(open(dir, OFlag::O_RDONLY)?),
-                SFlag::S_IFCHR if stat.st_rdev == 0 => Entry::Gone,
-                _ => Entry::Other,
+            // Not the C library's fstat: on 32-bit systems that fails on inode numbers over 32 bits,
+            // which overlayfs and XFS have, and on times after 2038.
+            let found = File::from(found);
+            let metadata = found.metadata()?;
+            let kind = metadata.file_type();
+            return Ok(if kind.is_dir() {
+                Entry::Directory
+            } else if kind.is_symlink() {
+                Entry::Link(readlinkat(&found, OsStr::from_bytes(b""))?)
+            } else if kind.is_file() {
+                Entry::File(open(dir, OFlag::O_RDONLY)?)
+            } else if kind.is_char_device() && metadata.rdev() == 0 {
+                Entry::Gone
+            } else {
+                Entry::Other
             });
         }
         Ok(Entry::Gone)
@@ -151,7 +158,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
-    use nix::sys::stat::{Mode, mknod};
+    use nix::sys::stat::{Mode, SFlag, mknod};
     use tempfile::TempDir;
 
     use super::*;

@@ -17,11 +17,15 @@ use prost_types::{Any, FieldMask};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tracing::warn;
 
+use super::cgroup::Cgroups;
 use super::container::ContainerdRuntime;
+use super::devices;
 use super::error::{ImageProblem, RuntimeError};
 use super::labels;
-use super::oci::{self, ImageConfig};
+use super::oci::{self, ImageConfig, Parts};
 use super::rootfs::Layers;
+use super::seccomp;
+use super::surroundings::Surroundings;
 use super::user::{self, Ids};
 use crate::containerd::LocalImage;
 
@@ -32,6 +36,7 @@ const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 pub(super) struct Making<'a> {
     pub(super) start: &'a Start,
     pub(super) image: &'a LocalImage,
+    surroundings: &'a Surroundings,
     config: ImageConfig,
     /// With a specification that is empty until the snapshot is there.
     pub(super) record: Container,
@@ -42,9 +47,10 @@ impl ContainerdRuntime {
         &self,
         start: &Start,
         image: &LocalImage,
+        surroundings: &Surroundings,
     ) -> Result<u32, RuntimeError> {
         let _reservation = self.reserve(&start.id)?;
-        let making = self.making(start, image)?;
+        let making = self.making(start, image, surroundings)?;
         let mounts = match self.create_record(&making.record).await {
             Ok(()) => self.set_up(&making).await,
             Err(CreateError::Exists) => return self.replace(&making).await,
@@ -60,6 +66,7 @@ impl ContainerdRuntime {
         &self,
         start: &'a Start,
         image: &'a LocalImage,
+        surroundings: &'a Surroundings,
     ) -> Result<Making<'a>, RuntimeError> {
         let problem = |source| image_problem(start, image, source);
         let config = ImageConfig::parse(&image.config).map_err(problem)?;
@@ -67,13 +74,16 @@ impl ContainerdRuntime {
             id: start.id.to_string(),
             labels: labels::write(start, config.stop_signal.as_deref()),
             image: image.reference.to_string(),
-            runtime: Some(Runtime { name: self.containerd.runtime().into(), options: None }),
+            runtime: Some(Runtime {
+                name: self.containerd.runtime().into(),
+                options: surroundings.runtime_options.clone(),
+            }),
             spec: Some(Any { type_url: SPEC_TYPE.into(), value: b"{}".into() }),
             snapshotter: self.containerd.snapshotter().into(),
             snapshot_key: format!("{}.{}", start.id, random()),
             ..Container::default()
         };
-        Ok(Making { start, image, config, record })
+        Ok(Making { start, image, surroundings, config, record })
     }
 
     pub(super) async fn create_record(&self, record: &Container) -> Result<(), CreateError> {
@@ -90,17 +100,27 @@ impl ContainerdRuntime {
 
     /// Prepares the snapshot of a record that exists and writes the specification into it.
     pub(super) async fn set_up(&self, making: &Making<'_>) -> Result<Vec<Mount>, RuntimeError> {
-        let Making { start, image, config, record } = making;
+        let Making { start, image, surroundings, config, record } = making;
+        let (id, host) = (&start.id, self.host());
+        // Before anything is made that would have to be removed again.
+        let devices = devices::look_up(&surroundings.devices)
+            .map_err(|source| RuntimeError::Device { id: id.clone(), source })?;
+        let seccomp = seccomp::of(&start.container, surroundings.seccomp.as_deref(), host.arch)
+            .map_err(|source| RuntimeError::Seccomp { id: id.clone(), source })?;
         let mounts = self.prepare(making).await?;
         let problem = |source| image_problem(start, image, source);
         let ids = ids(config.user(&start.container), &mounts).map_err(problem)?;
-        let cgroup = format!(
-            "{}/{}/{}",
-            self.containerd.cgroup().trim_end_matches('/'),
-            self.containerd.namespace(),
-            start.id
-        );
-        let spec = oci::spec(start, config, &ids, &cgroup, &self.host()).map_err(problem)?;
+        let parts = Parts {
+            start,
+            image: config,
+            surroundings,
+            devices: &devices,
+            seccomp: seccomp.as_ref(),
+            ids: &ids,
+            cgroup: &Cgroups::path(&self.containerd, id),
+            host: &host,
+        };
+        let spec = oci::spec(parts).map_err(problem)?;
         let value = spec.to_string().into_bytes();
         let spec = Some(Any { type_url: SPEC_TYPE.into(), value });
         let record = Container { id: record.id.clone(), spec, ..Container::default() };
@@ -150,8 +170,22 @@ impl ContainerdRuntime {
     ) -> Result<u32, RuntimeError> {
         let id = &making.start.id;
         let container_id = id.to_string();
-        let request = CreateTaskRequest { container_id, rootfs, ..CreateTaskRequest::default() };
-        let created = self.tasks().create(self.containerd.request(request)).await;
+        let output = making.surroundings.log.clone().unwrap_or_default();
+        let request = CreateTaskRequest {
+            container_id,
+            rootfs,
+            stdout: output.clone(),
+            stderr: output,
+            terminal: false,
+            ..CreateTaskRequest::default()
+        };
+        let mut created = self.tasks().create(self.containerd.request(request.clone())).await;
+        let exists = created.as_ref().is_err_and(|status| status.code() == Code::AlreadyExists);
+        // Of a start that was broken off containerd may keep a shim without a process: it shows no
+        // task and makes none. What runs cannot be deleted this way.
+        if exists && self.delete_task(id).await.is_ok() {
+            created = self.tasks().create(self.containerd.request(request)).await;
+        }
         if let Err(status) = created {
             let exists = status.code() == Code::AlreadyExists;
             let error = RuntimeError::from_status("create the task of", id, status);
@@ -190,6 +224,7 @@ impl ContainerdRuntime {
     /// Removes a record whose task is gone, and its snapshot.
     pub(super) async fn forget(&self, record: &Container) -> Result<(), RuntimeError> {
         let id = ContainerId::from_listed(&record.id);
+        self.executions.forget(&id);
         self.delete_record(&id).await?;
         self.remove_snapshot(&id, &record.snapshotter, &record.snapshot_key).await
     }
@@ -224,7 +259,7 @@ fn ids(wanted: &str, mounts: &[Mount]) -> Result<Ids, ImageProblem> {
 }
 
 /// 16 hexadecimal digits.
-fn random() -> String {
+pub(super) fn random() -> String {
     let mut bytes = [0; 8];
     if SystemRandom::new().fill(&mut bytes).is_err() {
         warn!("the system gives no random bytes");

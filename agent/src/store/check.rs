@@ -1,7 +1,7 @@
 //! Walks through an LMDB file in a child process, because a damaged one ends the process that maps
 //! it.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
@@ -21,7 +21,8 @@ use super::lmdb::{Mode, open};
 /// Hidden subcommand of the agent whose body is [`check_command`]: `store-check PATH`.
 pub const CHECK_COMMAND: &str = "store-check";
 
-/// How long a check may take. The file has at most 16 MiB; the slowest card reads that in seconds.
+/// How long a check may take. The file has at most 64 MiB, and some hundred KiB as a rule; the slowest
+/// card reads that in seconds.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// How much of what the child says is kept, in bytes.
@@ -46,6 +47,9 @@ pub enum CheckOutcome {
 /// What is wrong with the file.
 pub fn check(path: &Path) -> Result<(), String> {
     let text = |error: heed::Error| error.to_string();
+    if let Some(reason) = other_word_size(path) {
+        return Err(reason);
+    }
     let env = open(path, Mode::ReadOnly).map_err(text)?;
     contents::verify(&env)?;
     // A compacting copy visits every page of the tree and of the free list, and compares their
@@ -55,6 +59,27 @@ pub fn check(path: &Path) -> Result<(), String> {
         .open("/dev/null")
         .map_err(|error| format!("cannot open /dev/null: {error}"))?;
     env.copy_to_file(&mut nowhere, CompactionOption::Enabled).map_err(text)
+}
+
+/// What to say of a file that a program of the other word size wrote, as after an upgrade from a
+/// 32-bit system to a 64-bit one. LMDB would call it no LMDB file at all.
+fn other_word_size(path: &Path) -> Option<String> {
+    // LMDB's mark, in the byte order of the machine, behind the head of the file's first page; that
+    // head begins with a page number of one word.
+    const MARK: [u8; 4] = 0xBEEF_C0DE_u32.to_ne_bytes();
+    const HEAD_BEHIND_NUMBER: usize = 8;
+    let mut start = [0; 20];
+    File::open(path).ok()?.read_exact(&mut start).ok()?;
+    let written_with =
+        |bits: u32| start[bits as usize / 8 + HEAD_BEHIND_NUMBER..].starts_with(&MARK);
+    let own = usize::BITS;
+    let other = if own == 64 { 32 } else { 64 };
+    (written_with(other) && !written_with(own)).then(|| {
+        format!(
+            "it was written by a {other}-bit program and this one has {own} bits; the orders in the \
+             plain files beside it can be read by both"
+        )
+    })
 }
 
 /// The body of the hidden subcommand: [`check`], without core dumps, the reason on standard error.

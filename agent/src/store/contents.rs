@@ -1,15 +1,16 @@
 //! Reads everything out of an LMDB file.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use coracle_core::history::ReplicaRecord;
-use coracle_core::name::ReplicaId;
+use coracle_core::history::{ContainerRecord, WorkloadRecord};
+use coracle_core::name::{ContainerId, WorkloadName};
 
 use super::StoredOrder;
 use super::lmdb::{Env, records};
 use super::records::{
-    KEY_CURRENT, KEY_GENERATION, KEY_PREVIOUS, KEY_SCHEMA, KEY_SEQUENCE, SequenceRecord,
-    decode_order, history_of, unframe, verified,
+    KEY_CURRENT, KEY_GENERATION, KEY_PREVIOUS, KEY_SCHEMA, KEY_SEQUENCE, Named, SequenceRecord,
+    decode_named, decode_order, unframe, verified,
 };
 use super::schema::{SCHEMA, version};
 
@@ -18,8 +19,11 @@ use super::schema::{SCHEMA, version};
 pub(super) struct Contents {
     pub(super) current: Option<StoredOrder>,
     pub(super) previous: Option<StoredOrder>,
+    /// Newest first.
+    pub(super) kept: Vec<StoredOrder>,
     pub(super) highest_generation: u64,
-    pub(super) histories: BTreeMap<ReplicaId, ReplicaRecord>,
+    pub(super) histories: BTreeMap<ContainerId, ContainerRecord>,
+    pub(super) workloads: BTreeMap<WorkloadName, WorkloadRecord>,
 }
 
 /// Reads every record of the version [`SCHEMA`]; the error says what is wrong with which.
@@ -36,15 +40,15 @@ pub(super) fn load(env: &Env) -> Result<Contents, String> {
             }
             KEY_CURRENT => contents.current = Some(decode_order(key, value)?),
             KEY_PREVIOUS => contents.previous = Some(decode_order(key, value)?),
-            _ => match history_of(key) {
-                Some(replica) => {
-                    contents.histories.insert(replica?, unframe(key, value)?);
-                }
-                None => return Err(format!("record {key:?} is not known")),
+            _ => match decode_named(key, value)? {
+                Named::Kept(order) => contents.kept.push(order),
+                Named::History(id, record) => drop(contents.histories.insert(id, record)),
+                Named::Workload(name, record) => drop(contents.workloads.insert(name, record)),
             },
         }
         Ok(())
     })?;
+    contents.kept.sort_unstable_by_key(|order| Reverse(order.generation));
     match &contents.current {
         Some(order) if order.generation > contents.highest_generation => {
             Err("its current order is newer than its highest generation".into())

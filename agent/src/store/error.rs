@@ -47,12 +47,20 @@ pub enum StoreError {
         limit: usize,
     },
     /// There are more records than can be meant.
-    #[error("{count} histories cannot be stored; at most {limit} are allowed")]
+    #[error("{count} {what} cannot be stored; at most {limit} are allowed")]
     TooMany {
+        /// Of what.
+        what: &'static str,
         /// How many there would be.
         count: u64,
         /// How many are allowed.
         limit: u64,
+    },
+    /// A container's record under the name of a workload, or the other way round.
+    #[error("record {key:?} was not stored: it is of another kind than its name")]
+    OtherKind {
+        /// Its name in the store.
+        key: String,
     },
     /// The generation was accepted already with another content, or is older.
     #[error("generation {generation} is not newer than {highest}, which was accepted already")]
@@ -102,6 +110,7 @@ impl StoreError {
             Self::MapFull
             | Self::TooLarge { .. }
             | Self::TooMany { .. }
+            | Self::OtherKind { .. }
             | Self::NotNewer { .. }
             | Self::InUse { .. }
             | Self::Closed => Retry::Rarely,
@@ -178,4 +187,27 @@ fn short_of_space(error: io::Error, path: &Path) -> io::Error {
         }
         _ => error,
     }
+}
+
+/// Why a transaction failed.
+pub(super) enum Failure {
+    Store(StoreError),
+    Lmdb(heed::Error),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<heed::Error> for Failure {
+    fn from(error: heed::Error) -> Self {
+        Self::Lmdb(error)
+    }
+}
+
+/// A record is not as it should be.
+pub(super) fn damaged(reason: String) -> Failure {
+    Failure::Store(StoreError::Damaged { reason })
 }

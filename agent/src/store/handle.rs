@@ -1,10 +1,10 @@
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-use coracle_core::history::ReplicaRecord;
-use coracle_core::name::ReplicaId;
+use coracle_core::history::{Record, RecordId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::check::CheckOutcome;
@@ -44,11 +44,12 @@ impl Store {
     ) -> Result<(Self, Loaded), StoreError> {
         let counters = Arc::new(Counters::default());
         let mut site = Site::new(dir, Box::new(check), counters.clone());
+        let mut unwritable = None;
         let (env, contents) = match site.open() {
             Ok((env, contents)) => (Some(env), contents),
             Err(error @ StoreError::InUse { .. }) => return Err(error),
             Err(error) => {
-                site.note(error.chain());
+                unwritable = Some(error.chain());
                 (None, site.read_only().unwrap_or_default())
             }
         };
@@ -59,9 +60,12 @@ impl Store {
         let loaded = Loaded {
             current: contents.current,
             previous: contents.previous,
+            kept: contents.kept,
             highest_generation: contents.highest_generation,
             histories: contents.histories,
+            workloads: contents.workloads,
             candidates,
+            unwritable,
             trouble: site.take_trouble(),
         };
         let worker = Worker::new(site, env, loaded.highest_generation, loaded.current.clone());
@@ -76,22 +80,24 @@ impl Store {
     /// Makes `order` the current order and the current one the previous. Durable when it returns.
     /// The same order again is no error and writes nothing.
     ///
+    /// `keep` names the generations that are still needed: the one that was the previous until now is
+    /// kept if it is among them, and kept ones that are not are removed, all in one transaction. Of
+    /// more than 8 the oldest go. Generations that are not there are passed over; those of the
+    /// current and the previous order are there anyway.
+    ///
     /// # Errors
     /// [`StoreError::NotNewer`] if its generation is not above every accepted one; otherwise it
     /// could not be stored. Either way nothing has changed.
-    pub async fn accept(&self, order: StoredOrder) -> Result<(), StoreError> {
-        self.ask(|reply| Request::Accept(order, reply)).await
+    pub async fn accept(&self, order: StoredOrder, keep: BTreeSet<u64>) -> Result<(), StoreError> {
+        self.ask(|reply| Request::Accept { order, keep, reply }).await
     }
 
-    /// Stores replica records, `None` removing one. Durable when it returns; records that do not
-    /// change cost nothing.
+    /// Stores records of containers and workloads in one transaction, `None` removing one. Durable
+    /// when it returns; records that do not change cost nothing.
     ///
     /// # Errors
     /// Nothing of it could be stored.
-    pub async fn record(
-        &self,
-        changes: Vec<(ReplicaId, Option<ReplicaRecord>)>,
-    ) -> Result<(), StoreError> {
+    pub async fn record(&self, changes: Vec<(RecordId, Option<Record>)>) -> Result<(), StoreError> {
         self.ask(|reply| Request::Record(changes, reply)).await
     }
 
@@ -110,6 +116,11 @@ impl Store {
     ) -> Result<Range<u64>, StoreError> {
         let boot_id = boot_id.to_owned();
         self.ask(|reply| Request::Reserve { boot_id, at_least, reply }).await
+    }
+
+    /// Whether the committing thread answers: it does once it is done with what was asked before.
+    pub async fn answers(&self) -> bool {
+        self.ask(Request::Answer).await.is_ok()
     }
 
     /// What was written so far, by cause.

@@ -1,16 +1,31 @@
 //! What must survive a power cut: orders, histories, report sequences. LMDB through heed.
 //!
-//! In: accepted orders, replica records, reservations, through a [`Store`] handle. Out: [`Loaded`],
-//! once, at start; errors that name what to do. Deliberately not here: signatures (whoever gets a
-//! [`Candidate`] verifies it), and any decision.
+//! In: accepted orders, records of containers and workloads, reservations, through a [`Store`]
+//! handle. Out: [`Loaded`], once, at start; errors that name what to do. Deliberately not here:
+//! signatures (whoever gets a [`Candidate`] verifies it), and any decision.
 //!
 //! One directory, mode 0700:
 //!
 //! | file | content |
 //! |---|---|
-//! | `store.mdb` | the LMDB file: current and previous order, highest generation, histories, sequence |
+//! | `store.mdb` | the LMDB file, whose records are below |
 //! | `order.json`, `order.previous.json` | the two signed orders again, as plain files: the way out when `store.mdb` is lost |
 //! | `store.damaged-N` | an earlier `store.mdb` that could not be used, the newest two |
+//!
+//! The records, each with a checksum, in one tree:
+//!
+//! | key | value | at most |
+//! |---|---|---|
+//! | `meta/schema` | version of the records | |
+//! | `meta/generation` | highest generation accepted | |
+//! | `meta/sequence` | report sequences handed out in this boot | |
+//! | `order/current`, `order/previous` | the two newest orders | 127 KiB each |
+//! | `order/kept/GENERATION` | older orders that are still needed: the last good definition of a workload is in them | 8 of 127 KiB |
+//! | `history/CONTAINER` | attempts and outcomes of a container | 20,000 of 512 bytes |
+//! | `workload/NAME` | a workload's last good definition, failed update, stop by hand | 2,000 of 1.5 KiB |
+//!
+//! Kept orders are in no plain file. If the LMDB file is lost they are, and so are the workloads'
+//! records: then nothing is known of an update that failed, and it is tried again.
 //!
 //! A damaged LMDB file does not give an error but a signal (reading a map behind the end of its file
 //! is SIGBUS), so a child process walks through it before every opening. Always, and not only after
@@ -26,10 +41,11 @@
 mod check;
 mod contents;
 mod error;
-mod fault;
 mod handle;
 mod lmdb;
+mod migrations;
 mod order_files;
+mod orders;
 mod records;
 mod schema;
 mod site;
@@ -40,12 +56,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use coracle_core::digest::sha256_hex;
-use coracle_core::history::ReplicaRecord;
-use coracle_core::name::ReplicaId;
+use coracle_core::history::{ContainerRecord, WorkloadRecord};
+use coracle_core::name::{ContainerId, WorkloadName};
 
 pub use check::{CHECK_COMMAND, CheckOutcome, check, check_command, check_in_child, check_with};
 pub use error::StoreError;
-pub use fault::{FAULT_POINTS, FAULT_VARIABLE};
 pub use handle::Store;
 pub use lmdb::MAP_BYTES;
 pub use schema::SCHEMA;
@@ -77,14 +92,20 @@ pub struct Loaded {
     pub current: Option<StoredOrder>,
     /// The accepted order before that one.
     pub previous: Option<StoredOrder>,
+    /// Older orders that were to be kept, newest first, from the store itself.
+    pub kept: Vec<StoredOrder>,
     /// No order with this generation or an older one is accepted any more; 0 before the first.
     pub highest_generation: u64,
-    /// What is known of replicas.
-    pub histories: BTreeMap<ReplicaId, ReplicaRecord>,
+    /// What is known of containers.
+    pub histories: BTreeMap<ContainerId, ContainerRecord>,
+    /// What is known of workloads.
+    pub workloads: BTreeMap<WorkloadName, WorkloadRecord>,
     /// Only if there is no `current`: orders from plain files, best first. Each is to be verified,
     /// and given to [`Store::accept`]; the first that passes is the current one, even if storing it
     /// fails.
     pub candidates: Vec<Candidate>,
+    /// Why nothing can be written, if so. Each write tries again.
+    pub unwritable: Option<String>,
     /// What is wrong with the store, in words for people. The agent works all the same.
     pub trouble: Option<String>,
 }

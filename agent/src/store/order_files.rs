@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::StoredOrder;
 use super::error::StoreError;
-use super::fault::fault_point;
+use crate::fault::fault_point;
 
 pub(super) const ORDER: &str = "order.json";
 pub(super) const PREVIOUS: &str = "order.previous.json";

@@ -1,7 +1,7 @@
 //! Keys and values of the LMDB file: checksum, then postcard. Sizes are checked here.
 
-use coracle_core::history::ReplicaRecord;
-use coracle_core::name::{ReplicaId, WorkloadName};
+use coracle_core::history::{ContainerRecord, Record, RecordId, WorkloadRecord};
+use coracle_core::name::{ContainerId, WorkloadName};
 use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
 use ring::digest::{Context, SHA256};
 use serde::de::DeserializeOwned;
@@ -15,12 +15,21 @@ pub(super) const KEY_GENERATION: &str = "meta/generation";
 pub(super) const KEY_SEQUENCE: &str = "meta/sequence";
 pub(super) const KEY_CURRENT: &str = "order/current";
 pub(super) const KEY_PREVIOUS: &str = "order/previous";
-const HISTORY: &str = "history/";
+pub(super) const KEPT: &str = "order/kept/";
+pub(super) const HISTORY: &str = "history/";
+pub(super) const WORKLOAD: &str = "workload/";
 
-/// Most replicas with a history.
+/// Most orders that are kept beside the current and the previous one.
+pub(super) const MAX_KEPT: usize = 8;
+/// Most containers with a history.
 pub(super) const MAX_HISTORIES: u64 = 20_000;
-/// Largest encoded replica record, in bytes.
+/// Most workloads with a record.
+pub(super) const MAX_WORKLOADS: u64 = 2_000;
+/// Largest encoded container record, in bytes.
 const MAX_HISTORY_BYTES: usize = 512;
+/// Largest encoded workload record, in bytes: the reason of a failure has up to 300 characters, of up
+/// to 4 bytes each. A page of LMDB holds two such records.
+const MAX_WORKLOAD_BYTES: usize = 1536;
 /// Longest boot id, in bytes; the kernel's has 36.
 const MAX_BOOT_ID_BYTES: usize = 64;
 /// Bytes of checksum before each value: the beginning of SHA-256 over key, a zero byte and value.
@@ -58,27 +67,77 @@ pub(super) fn decode_order(key: &str, value: &[u8]) -> Result<StoredOrder, Strin
     Ok(StoredOrder::new(record.generation, record.envelope))
 }
 
-pub(super) fn encode_history(key: &str, record: &ReplicaRecord) -> Result<Vec<u8>, StoreError> {
-    let value = frame(key, record);
-    limit("replica record", value.len(), MAX_HISTORY_BYTES)?;
+/// A record of a container or a workload. One that is of another kind than its name would be taken for
+/// damage when it is read.
+pub(super) fn encode_record(
+    key: &str,
+    id: &RecordId,
+    record: &Record,
+) -> Result<Vec<u8>, StoreError> {
+    let (what, value, most) = match (id, record) {
+        (RecordId::Container(_), Record::Container(record)) => {
+            ("container record", frame(key, record), MAX_HISTORY_BYTES)
+        }
+        (RecordId::Workload(_), Record::Workload(record)) => {
+            ("workload record", frame(key, record), MAX_WORKLOAD_BYTES)
+        }
+        _ => return Err(StoreError::OtherKind { key: key.to_owned() }),
+    };
+    limit(what, value.len(), most)?;
     Ok(value)
 }
 
-pub(super) fn history_key(replica: &ReplicaId) -> String {
-    format!("{HISTORY}{replica}")
+pub(super) fn record_key(id: &RecordId) -> String {
+    match id {
+        RecordId::Container(id) => history_key(id),
+        RecordId::Workload(name) => format!("{WORKLOAD}{name}"),
+    }
 }
 
-/// The replica of a history's key; `None` for keys of other records.
-pub(super) fn history_of(key: &str) -> Option<Result<ReplicaId, String>> {
-    let text = key.strip_prefix(HISTORY)?;
-    let replica = || {
-        let (workload, index) = text.rsplit_once('.')?;
-        Some(ReplicaId {
-            workload: WorkloadName::parse(workload).ok()?,
-            index: index.parse().ok()?,
-        })
-    };
-    Some(replica().ok_or_else(|| format!("record {key:?} names no replica")))
+pub(super) fn history_key(container: &ContainerId) -> String {
+    format!("{HISTORY}{container}")
+}
+
+pub(super) fn kept_key(generation: u64) -> String {
+    format!("{KEPT}{generation}")
+}
+
+/// The generation of a kept order's key; `None` for keys of other records.
+pub(super) fn kept_of(key: &str) -> Option<u64> {
+    let generation = key.strip_prefix(KEPT)?.parse().ok()?;
+    (kept_key(generation) == key).then_some(generation)
+}
+
+/// What a key names of which there are many.
+pub(super) enum Named {
+    Kept(StoredOrder),
+    History(ContainerId, ContainerRecord),
+    Workload(WorkloadName, WorkloadRecord),
+}
+
+/// Reads a record of which there are many; the error says what is wrong with it.
+pub(super) fn decode_named(key: &str, value: &[u8]) -> Result<Named, String> {
+    if key.starts_with(KEPT) {
+        let order = decode_order(key, value)?;
+        return match kept_of(key) {
+            Some(generation) if generation == order.generation => Ok(Named::Kept(order)),
+            _ => Err(format!("record {key:?} holds an order of another generation")),
+        };
+    }
+    if let Some(id) = key.strip_prefix(HISTORY) {
+        let id = ContainerId::from_listed(id);
+        return match id.parts() {
+            Some(_) => Ok(Named::History(id, unframe(key, value)?)),
+            None => Err(format!("record {key:?} names no container")),
+        };
+    }
+    if let Some(name) = key.strip_prefix(WORKLOAD) {
+        return match WorkloadName::parse(name) {
+            Ok(name) => Ok(Named::Workload(name, unframe(key, value)?)),
+            Err(_) => Err(format!("record {key:?} names no workload")),
+        };
+    }
+    Err(format!("record {key:?} is not known"))
 }
 
 /// Puts the checksum before the postcard form of `value`.

@@ -3,11 +3,12 @@
 use heed::RwTxn;
 
 use super::lmdb::Records;
+use super::migrations;
 use super::records::{KEY_SCHEMA, frame, unframe};
 
-/// Version of the records that this agent writes. It rises with every change to a record's fields,
-/// and the change comes with a [`Migration`].
-pub const SCHEMA: u32 = 1;
+/// Version of the records that this agent writes. It rises with every change to a record's fields and
+/// with every new kind of record, and the change comes with a [`Migration`].
+pub const SCHEMA: u32 = 3;
 
 /// One step from a version to the next, inside the one transaction of all steps.
 pub(super) struct Migration {
@@ -18,7 +19,10 @@ pub(super) struct Migration {
 
 /// Every step there ever was, oldest first. None is ever removed: a gateway may have been off for
 /// years.
-pub(super) const MIGRATIONS: &[Migration] = &[];
+pub(super) const MIGRATIONS: &[Migration] = &[
+    Migration { from: 1, to: 2, run: migrations::histories_of_containers },
+    Migration { from: 2, to: 3, run: migrations::only_new_kinds_of_records },
+];
 
 /// A file of another version could not be brought to this one.
 #[derive(Debug, thiserror::Error)]

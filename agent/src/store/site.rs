@@ -9,16 +9,17 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::check::CheckOutcome;
 use super::contents::{self, Contents};
 use super::error::StoreError;
-use super::fault::fault_point;
 use super::lmdb::{self, Env, Mode};
 use super::order_files::{self, sync_directory};
 use super::schema::{MIGRATIONS, MigrationError, SCHEMA, migrate, put_version};
 use super::wear::{Cause, Counters};
 use super::{Candidate, Origin};
+use crate::fault::fault_point;
 
 const FILE: &str = "store.mdb";
 const NEW_FILE: &str = "store.mdb.new";
@@ -54,6 +55,22 @@ impl Site {
 
     pub(super) fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Whether the file system takes writes. One that the kernel has made read-only since, because
+    /// its disk failed, says nothing of it to who has the file open: ext4 lets the write go to
+    /// memory and its fsync succeed.
+    ///
+    /// # Errors
+    /// It does not.
+    pub(super) fn ensure_writable(&self) -> Result<(), StoreError> {
+        match statvfs(&self.dir) {
+            Ok(fs) if fs.flags().contains(FsFlags::ST_RDONLY) => {
+                Err(StoreError::io("write", self.file(), Errno::EROFS.into()))
+            }
+            // What cannot be asked shows when it is written.
+            _ => Ok(()),
+        }
     }
 
     /// Remembers what is to be said about the store.

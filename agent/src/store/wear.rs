@@ -10,6 +10,7 @@ pub(super) enum Cause {
     Order,
     OrderFile,
     History,
+    Workload,
     Sequence,
 }
 
@@ -27,12 +28,14 @@ pub struct Wear {
 pub struct StoreMetrics {
     /// Making and migrating the LMDB file.
     pub setup: Wear,
-    /// Orders in LMDB.
+    /// Orders in LMDB, kept ones among them.
     pub order: Wear,
     /// Orders in plain files.
     pub order_file: Wear,
-    /// Replica records.
+    /// Records of containers.
     pub history: Wear,
+    /// Records of workloads, and of containers that were recorded with them.
+    pub workload: Wear,
     /// Reservations of report sequences.
     pub sequence: Wear,
     /// Writes that failed.
@@ -56,7 +59,7 @@ impl Cell {
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    cells: [Cell; 5],
+    cells: [Cell; 6],
     failures: AtomicU64,
 }
 
@@ -91,6 +94,7 @@ impl Counters {
             order: cell(Cause::Order),
             order_file: cell(Cause::OrderFile),
             history: cell(Cause::History),
+            workload: cell(Cause::Workload),
             sequence: cell(Cause::Sequence),
             failures: self.failures.load(Ordering::Relaxed),
         }

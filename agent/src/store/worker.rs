@@ -1,34 +1,35 @@
 //! The thread that commits. One request after the other, each in one transaction.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
-use coracle_core::history::ReplicaRecord;
-use coracle_core::name::ReplicaId;
+use coracle_core::history::{Record, RecordId};
 use heed::RwTxn;
 use tokio::sync::{mpsc, oneshot};
 
 use super::StoredOrder;
-use super::error::StoreError;
-use super::fault::fault_point;
+use super::error::{Failure, StoreError, damaged};
 use super::lmdb::{self, Env, Records};
-use super::order_files;
 use super::records::{
-    KEY_CURRENT, KEY_GENERATION, KEY_PREVIOUS, KEY_SEQUENCE, MAX_HISTORIES, SequenceRecord,
-    decode_order, encode_history, encode_order, frame, history_key, unframe,
+    HISTORY, KEY_SEQUENCE, MAX_HISTORIES, MAX_WORKLOADS, SequenceRecord, WORKLOAD, encode_record,
+    record_key, unframe,
 };
 use super::site::Site;
 use super::wear::Cause;
+use super::{order_files, orders};
+use crate::fault::fault_point;
 
 /// What is handed out at once: with a report every second, one write in 17 minutes.
 const SEQUENCE_BLOCK: u64 = 1024;
 
-pub(super) type Change = (ReplicaId, Option<ReplicaRecord>);
+pub(super) type Change = (RecordId, Option<Record>);
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
 pub(super) enum Request {
-    Accept(StoredOrder, Reply<()>),
+    Accept { order: StoredOrder, keep: BTreeSet<u64>, reply: Reply<()> },
     Record(Vec<Change>, Reply<()>),
     Reserve { boot_id: String, at_least: u64, reply: Reply<Range<u64>> },
+    Answer(Reply<()>),
     Close(Reply<()>),
 }
 
@@ -61,11 +62,14 @@ impl Worker {
     pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         while let Some(request) = requests.blocking_recv() {
             match request {
-                Request::Accept(order, reply) => answer(reply, self.accept(order)),
+                Request::Accept { order, keep, reply } => {
+                    answer(reply, self.accept(order, &keep));
+                }
                 Request::Record(changes, reply) => answer(reply, self.record(&changes)),
                 Request::Reserve { boot_id, at_least, reply } => {
                     answer(reply, self.reserve(boot_id, at_least));
                 }
+                Request::Answer(reply) => answer(reply, Ok(())),
                 Request::Close(reply) => {
                     drop(self);
                     answer(reply, Ok(()));
@@ -75,31 +79,12 @@ impl Worker {
         }
     }
 
-    fn accept(&mut self, order: StoredOrder) -> Result<(), StoreError> {
+    fn accept(&mut self, order: StoredOrder, keep: &BTreeSet<u64>) -> Result<(), StoreError> {
         let highest = self.highest;
-        let stored = self.write(Cause::Order, |records, txn| {
-            let current = current_order(records, txn)?;
-            let known = stored_generation(records, txn)?.max(highest);
-            if let Some(current) = &current {
-                if current.generation == order.generation && current.digest == order.digest {
-                    return Ok(Outcome::unchanged(()));
-                }
-            }
-            // After the store was lost the order of the plain file comes again, once.
-            let again = current.is_none() && order.generation == known;
-            if order.generation <= known && !again {
-                return Err(
-                    StoreError::NotNewer { generation: order.generation, highest: known }.into()
-                );
-            }
-            if let Some(current) = current {
-                put(records, txn, KEY_PREVIOUS, &encode_order(KEY_PREVIOUS, &current)?)?;
-            }
-            put(records, txn, KEY_CURRENT, &encode_order(KEY_CURRENT, &order)?)?;
-            put(records, txn, KEY_GENERATION, &frame(KEY_GENERATION, &order.generation))?;
-            Ok(Outcome::changed((), "accept.before_commit"))
-        });
-        stored?;
+        self.write(Cause::Order, |records, txn| {
+            let changed = orders::accept(records, txn, &order, highest, keep)?;
+            Ok(Outcome { value: (), changed, fault: "accept.before_commit" })
+        })?;
         fault_point("accept.after_commit");
         self.highest = self.highest.max(order.generation);
         if !order_files::holds(self.site.dir(), &order) {
@@ -110,25 +95,16 @@ impl Worker {
     }
 
     fn record(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        self.write(Cause::History, |records, txn| {
+        let of_workloads = changes.iter().any(|(id, _)| matches!(id, RecordId::Workload(_)));
+        let cause = if of_workloads { Cause::Workload } else { Cause::History };
+        self.write(cause, |records, txn| {
             let mut changed = false;
-            for (replica, record) in changes {
-                let key = history_key(replica);
-                changed |= match record {
-                    Some(record) => {
-                        let value = encode_history(&key, record)?;
-                        let same = records.get(txn, key.as_bytes())? == Some(&value[..]);
-                        if !same {
-                            put(records, txn, &key, &value)?;
-                        }
-                        !same
-                    }
-                    None => records.delete(txn, key.as_bytes())?,
-                };
+            for (id, record) in changes {
+                changed |= record_one(records, txn, id, record.as_ref())?;
             }
-            let count = records.len(txn)?;
-            if changed && count > MAX_HISTORIES {
-                return Err(StoreError::TooMany { count, limit: MAX_HISTORIES }.into());
+            if changed {
+                ensure_at_most(MAX_HISTORIES, "histories", HISTORY, records, txn)?;
+                ensure_at_most(MAX_WORKLOADS, "workload records", WORKLOAD, records, txn)?;
             }
             Ok(Outcome { value: (), changed, fault: "record.before_commit" })
         })?;
@@ -147,8 +123,8 @@ impl Worker {
             let start = next.max(at_least).max(1);
             let end = start.saturating_add(SEQUENCE_BLOCK);
             let record = SequenceRecord { boot_id, next: end };
-            put(records, txn, KEY_SEQUENCE, &record.encode()?)?;
-            Ok(Outcome::changed(start..end, "reserve.before_commit"))
+            records.put(txn, KEY_SEQUENCE.as_bytes(), &record.encode()?)?;
+            Ok(Outcome { value: start..end, changed: true, fault: "reserve.before_commit" })
         })?;
         fault_point("reserve.after_commit");
         self.write_order_file();
@@ -170,6 +146,7 @@ impl Worker {
             drop(self.site.take_trouble());
         }
         let Some(env) = &self.env else { return Err(StoreError::Closed) };
+        self.site.ensure_writable()?;
         let result = self.site.counters().measure(cause, || {
             let records = lmdb::records(env)?;
             let mut txn = env.write_txn()?;
@@ -182,7 +159,11 @@ impl Worker {
             }
             Ok((outcome.value, outcome.changed))
         });
-        result.map_err(|failure| {
+        let written = result.and_then(|value| {
+            self.site.ensure_writable()?;
+            Ok(value)
+        });
+        written.map_err(|failure| {
             let error = match failure {
                 Failure::Store(error) => error,
                 Failure::Lmdb(error) => StoreError::lmdb("write", self.site.file(), error),
@@ -223,52 +204,39 @@ struct Outcome<T> {
     fault: &'static str,
 }
 
-impl<T> Outcome<T> {
-    fn changed(value: T, fault: &'static str) -> Self {
-        Self { value, changed: true, fault }
+/// Puts or removes a record. Says whether that changes anything.
+fn record_one(
+    records: &Records<'_>,
+    txn: &mut RwTxn<'_>,
+    id: &RecordId,
+    record: Option<&Record>,
+) -> Result<bool, Failure> {
+    let key = record_key(id);
+    let Some(record) = record else { return Ok(records.delete(txn, key.as_bytes())?) };
+    let value = encode_record(&key, id, record)?;
+    if records.get(txn, key.as_bytes())? == Some(&value[..]) {
+        return Ok(false);
     }
+    records.put(txn, key.as_bytes(), &value)?;
+    Ok(true)
+}
 
-    fn unchanged(value: T) -> Self {
-        Self { value, changed: false, fault: "" }
+/// Counts the records of one kind, but only if there are more than `limit` of all kinds: that is known
+/// without counting.
+fn ensure_at_most(
+    limit: u64,
+    what: &'static str,
+    prefix: &str,
+    records: &Records<'_>,
+    txn: &RwTxn<'_>,
+) -> Result<(), Failure> {
+    if records.len(txn)? <= limit {
+        return Ok(());
     }
-}
-
-/// Why a transaction failed.
-enum Failure {
-    Store(StoreError),
-    Lmdb(heed::Error),
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
+    let mut count = 0;
+    for entry in records.prefix_iter(txn, prefix.as_bytes())? {
+        entry?;
+        count += 1;
     }
-}
-
-impl From<heed::Error> for Failure {
-    fn from(error: heed::Error) -> Self {
-        Self::Lmdb(error)
-    }
-}
-
-fn damaged(reason: String) -> Failure {
-    Failure::Store(StoreError::Damaged { reason })
-}
-
-fn put(records: &Records<'_>, txn: &mut RwTxn<'_>, key: &str, value: &[u8]) -> heed::Result<()> {
-    records.put(txn, key.as_bytes(), value)
-}
-
-fn current_order(records: &Records<'_>, txn: &RwTxn<'_>) -> Result<Option<StoredOrder>, Failure> {
-    match records.get(txn, KEY_CURRENT.as_bytes())? {
-        Some(value) => decode_order(KEY_CURRENT, value).map(Some).map_err(damaged),
-        None => Ok(None),
-    }
-}
-
-fn stored_generation(records: &Records<'_>, txn: &RwTxn<'_>) -> Result<u64, Failure> {
-    match records.get(txn, KEY_GENERATION.as_bytes())? {
-        Some(value) => unframe(KEY_GENERATION, value).map_err(damaged),
-        None => Ok(0),
-    }
+    if count > limit { Err(StoreError::TooMany { what, count, limit }.into()) } else { Ok(()) }
 }

@@ -74,6 +74,11 @@ pub enum TrustError {
 }
 
 impl TrustedKeys {
+    /// Nobody's: every order is refused.
+    pub fn none() -> Self {
+        Self { keys: Vec::new() }
+    }
+
     /// Reads every key of every file.
     ///
     /// # Errors
@@ -105,6 +110,10 @@ impl TrustedKeys {
     /// nobody who is trusted, or a trusted key's signature that does not fit.
     pub fn verify(&self, bytes: &[u8]) -> Result<Verified, Refusal> {
         let envelope = Envelope::decode(bytes)?;
+        if self.keys.is_empty() {
+            let message = "this gateway trusts no key: see the conditions identity and trust";
+            return Err(Refusal::whole(Code::UNTRUSTED_KEY, message));
+        }
         let signed = envelope.signed_bytes();
         let signer =
             envelope.signatures.iter().find_map(|signature| self.signer(signature, &signed));
@@ -166,7 +175,13 @@ fn key_id_for_people(id: &str) -> String {
 
 fn read_keys(path: &Path) -> Result<Vec<PublicKey>, TrustError> {
     let mut pem = Vec::new();
-    File::open(path)
+    let metadata = std::fs::metadata(path);
+    metadata
+        .and_then(|metadata| match metadata.is_file() {
+            true => File::open(path),
+            // A FIFO would be waited for without end.
+            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
+        })
         .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut pem))
         .map_err(|source| TrustError::Read { path: path.into(), source })?;
     let not_a_key = |problem| TrustError::NotAKey { path: path.into(), problem };

@@ -12,12 +12,16 @@ use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coracle::api;
+use coracle::api::Api;
 use coracle::clock::monotonic_now;
 use coracle::config::ApiConfig;
-use coracle::status::{Applied, Call, Happening, Happenings, Status};
+use coracle::status::{
+    Applied, Call, Happening, Happenings, Operated, Operation, OperationRefusal, SecretsKey,
+    Status, VolumeRefusal, VolumeStatus, Volumes,
+};
 use coracle_protocol::reported::{
-    Condition, ConditionStatus, Phase, ReplicaReport, ReplicaState, ReportedState, WorkloadReport,
+    Condition, ConditionStatus, Phase, ReplicaReport, ReplicaState, ReportedState, StoppedReport,
+    WorkloadReport,
 };
 use coracle_protocol::{Code, Refusal, Timestamp};
 use tempfile::TempDir;
@@ -36,6 +40,11 @@ pub(crate) struct Facts {
     pub(crate) applied: Vec<Vec<u8>>,
     /// What is answered to them; `None` says yes.
     pub(crate) refusal: Option<Refusal>,
+    pub(crate) volumes: Vec<VolumeStatus>,
+    /// What was done to workloads by hand.
+    pub(crate) operated: Vec<(String, Operation)>,
+    /// The store takes nothing.
+    pub(crate) store_is_full: bool,
 }
 
 /// The API with its event loop, in a thread of its own until it is dropped.
@@ -69,6 +78,9 @@ impl FakeAgent {
             order: None,
             applied: Vec::new(),
             refusal: None,
+            volumes: Vec::new(),
+            operated: Vec::new(),
+            store_is_full: false,
         }));
         let (happened, newest) = watch::channel(0);
         let (stop, stopped) = oneshot::channel();
@@ -188,8 +200,8 @@ fn run(
             }
             drop(called);
         };
-        let (served, ()) = tokio::join!(api::serve(config, calls, newest), event_loop);
-        served.unwrap();
+        let api = Api::listen(config).await.unwrap();
+        tokio::join!(api.serve(calls, newest), event_loop);
     });
 }
 
@@ -211,6 +223,76 @@ fn answer(call: Call, facts: &mut Facts) {
             }
             let generation = Some(7);
             drop(answer.send(Applied { generation, accepted, unchanged: false, refusals }));
+        }
+        Call::Volumes(answer) => {
+            drop(answer.send(Ok(Volumes { volumes: facts.volumes.clone() })));
+        }
+        Call::RemoveVolume(name, answer) => {
+            let found = facts.volumes.iter().position(|volume| volume.name == name);
+            drop(answer.send(match found {
+                None => Err(VolumeRefusal::Unknown(format!("there is no volume {name}"))),
+                Some(at) if !facts.volumes[at].used_by.is_empty() => {
+                    Err(VolumeRefusal::InUse(format!("volume {name} is in use")))
+                }
+                Some(at) => {
+                    facts.volumes.remove(at);
+                    Ok(())
+                }
+            }));
+        }
+        Call::Operate(name, operation, answer) => {
+            drop(answer.send(facts.operate(name, operation)));
+        }
+        Call::SecretsKey(answer) => {
+            let gateway = facts.status.reported.gateway;
+            drop(answer.send(Ok(SecretsKey { gateway, key: "coracle-x25519:AAAA".into() })));
+        }
+        Call::IdentityKeys(answer) => drop(answer.send(Err("the key file is damaged".into()))),
+    }
+}
+
+impl Facts {
+    /// The first workload.
+    pub(crate) fn web(&mut self) -> &mut WorkloadReport {
+        &mut self.status.reported.workloads[0]
+    }
+
+    /// Begins it, as the event loop would.
+    fn operate(
+        &mut self,
+        name: String,
+        operation: Operation,
+    ) -> Result<Operated, OperationRefusal> {
+        if name != "web" {
+            let message = format!("the orders name no workload {name:?}");
+            return Err(OperationRefusal::Unknown(message));
+        }
+        if self.store_is_full {
+            return Err(OperationRefusal::Failed("it could not be stored: no space".into()));
+        }
+        self.operated.push((name, operation));
+        let web = self.web();
+        let since = Timestamp::from_unix(1_772_366_400);
+        let answer = |message: &str, unchanged| Ok(Operated { message: message.into(), unchanged });
+        match (operation, web.stopped.is_some()) {
+            (Operation::Restart, true) => {
+                Err(OperationRefusal::Conflict("web is stopped; start it".into()))
+            }
+            (Operation::Restart, false) => answer("the replicas of web are made anew", false),
+            (Operation::Start, false) => answer("web is not stopped", true),
+            (Operation::Start, true) => {
+                web.stopped = None;
+                web.phase = Phase::Progressing;
+                web.replicas[0].state = ReplicaState::Starting;
+                answer("web runs again", false)
+            }
+            (Operation::Stop | Operation::Drain, true) => answer("web is stopped already", true),
+            (Operation::Stop | Operation::Drain, false) => {
+                let drained = operation == Operation::Drain;
+                web.stopped = Some(StoppedReport { drained, since });
+                web.replicas[0].state = ReplicaState::Stopping;
+                answer("web stops, until it is started by hand", false)
+            }
         }
     }
 }
@@ -259,12 +341,15 @@ fn status() -> Status {
     let replica = ReplicaReport {
         index: 0,
         state: ReplicaState::Running,
+        ready: true,
         pid: Some(4711),
         generation: Some(7),
         restarts: 0,
         last_exit: None,
         reason: None,
         next_try: None,
+        address: None,
+        containers: Vec::new(),
     };
     Status {
         reported: ReportedState {
@@ -290,6 +375,9 @@ fn status() -> Status {
                 phase: Phase::Converged,
                 image: "registry.example/web:1.27".into(),
                 image_digest: None,
+                further_images: Vec::new(),
+                update: None,
+                stopped: None,
                 replicas: vec![replica],
             }],
         },

@@ -1,17 +1,18 @@
 //! One private containerd with a busybox image, and the runtime under test on it.
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle::config::ContainerdConfig;
 use coracle::containerd::{Containerd, LocalImage};
-use coracle::runtime::{ContainerdRuntime, Runtime as _, RuntimeEvent, follow};
-use coracle_core::desired::{Container, DefinitionHash};
+use coracle::runtime::{ContainerdRuntime, Runtime as _, RuntimeEvent, Surroundings, follow};
+use coracle_core::desired::{Container, DefinitionHash, Pod};
 use coracle_core::image::{Digest, ImageRef};
 use coracle_core::name::{ContainerId, ContainerName, ReplicaId, WorkloadName};
 use coracle_core::observed::{Exit, Task};
-use coracle_core::plan::{Start, Stop};
+use coracle_core::plan::{Start, Stop, Why};
 use coracle_protocol::desired::Network;
 use coracle_testbed::image::{Builder, Compression, digest};
 use coracle_testbed::process::is_alive;
@@ -89,6 +90,12 @@ pub(crate) fn order(name: &str, change: impl FnOnce(&mut Container)) -> Start {
         working_dir: None,
         user: None,
         readonly_root: false,
+        mounts: Vec::new(),
+        limits: Default::default(),
+        devices: Vec::new(),
+        capabilities: Default::default(),
+        seccomp: Default::default(),
+        probes: Default::default(),
     };
     change(&mut container);
     Start {
@@ -96,14 +103,34 @@ pub(crate) fn order(name: &str, change: impl FnOnce(&mut Container)) -> Start {
         replica,
         generation: 1,
         definition: DefinitionHash::from_label("first"),
-        network: Network::Host,
+        pod: pod(Network::Host, container.clone()),
         container: Arc::new(container),
+        shares_ports: false,
     }
+}
+
+/// A pod of one container.
+pub(crate) fn pod(network: Network, container: Container) -> Arc<Pod> {
+    Arc::new(Pod {
+        network,
+        containers: vec![Arc::new(container)],
+        ports: Vec::new(),
+        identity: None,
+        in_place: "".into(),
+    })
 }
 
 /// The stop that belongs to a start.
 pub(crate) fn stop(start: &Start, grace: Duration) -> Stop {
-    Stop { replica: start.replica.clone(), id: start.id.clone(), signal: None, grace }
+    Stop {
+        replica: start.replica.clone(),
+        id: start.id.clone(),
+        why: Why::Unwanted,
+        drain: Duration::ZERO,
+        pre_stop: None,
+        signal: None,
+        grace,
+    }
 }
 
 /// Whether a process runs.
@@ -138,8 +165,17 @@ impl Bed {
         import(&self.containerd, image, reference)
     }
 
+    /// Parent of the cgroups of all containers.
+    pub(crate) fn cgroup(&self) -> String {
+        self.place.cgroup()
+    }
+
     pub(crate) async fn start(&self, start: &Start) -> u32 {
-        self.runtime.start(start, &self.image).await.unwrap()
+        self.start_in(&Surroundings::default(), start).await
+    }
+
+    pub(crate) async fn start_in(&self, surroundings: &Surroundings, start: &Start) -> u32 {
+        self.runtime.start(start, &self.image, surroundings).await.unwrap()
     }
 
     /// Follows containerd's events; waits for the first `Connected`.
@@ -176,6 +212,15 @@ impl Bed {
             }
         };
         timeout(SOON, wait).await.expect("the task becomes as wanted")
+    }
+
+    /// The processes in a container, as the kernel has them.
+    pub(crate) fn processes(&self, id: &ContainerId) -> Vec<u32> {
+        let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        let hierarchy = if unified { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" };
+        let file = format!("{hierarchy}{}/{NAMESPACE}/{id}/cgroup.procs", self.place.cgroup());
+        let text = std::fs::read_to_string(file).unwrap();
+        text.lines().map(|line| line.parse().unwrap()).collect()
     }
 
     /// Keys of snapshots that are no image's layers.
@@ -232,6 +277,16 @@ fn import(containerd: &coracle_testbed::Containerd, image: &Image, reference: &s
 pub(crate) struct Events(mpsc::Receiver<RuntimeEvent>);
 
 impl Events {
+    /// An event that is there already.
+    pub(crate) fn waiting(&mut self) -> Option<RuntimeEvent> {
+        self.0.try_recv().ok()
+    }
+
+    /// The next event, whichever it is.
+    pub(crate) async fn any(&mut self) -> RuntimeEvent {
+        self.next().await
+    }
+
     async fn next(&mut self) -> RuntimeEvent {
         let event = timeout(SOON, self.0.recv()).await;
         event.expect("an event in time").expect("follow goes on")

@@ -4,21 +4,30 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle::runtime::Runtime as _;
+use coracle::runtime::{Runtime as _, Surroundings};
 use coracle_core::plan::Start;
 use coracle_protocol::desired::Network;
 
-use crate::bed::{Bed, SOON, order, stop};
+use crate::bed::{Bed, SOON, order, pod, stop};
 use crate::on_every_containerd;
 
 on_every_containerd!(a_process_is_confined, users_come_from_the_image);
 
 /// Runs a script to its end in a container; gives what it wrote.
-async fn output(bed: &Bed, mut start: Start, script: &str) -> String {
+pub(crate) async fn output(bed: &Bed, start: Start, script: &str) -> String {
+    output_in(&Surroundings::default(), bed, start, script).await
+}
+
+pub(crate) async fn output_in(
+    surroundings: &Surroundings,
+    bed: &Bed,
+    mut start: Start,
+    script: &str,
+) -> String {
     let whole = format!("( {script} ) >/dev/shm/out 2>&1; : >/dev/shm/done; exec sleep 86400");
     Arc::make_mut(&mut start.container).command =
         Some(["/bin/sh", "-c", &whole].map(String::from).into());
-    let pid = bed.start(&start).await;
+    let pid = bed.start_in(surroundings, &start).await;
     let dir = format!("/proc/{pid}/root/dev/shm");
     coracle_testbed::wait_for("the script", SOON, || std::fs::metadata(format!("{dir}/done")).ok())
         .unwrap();
@@ -55,13 +64,14 @@ async fn a_process_is_confined(bed: Bed) {
     assert_eq!(said.trim(), "chroot-works");
 
     let mut web = order("web", |c| {
-        c.env.insert("COLOUR".into(), "sea green".into());
         c.working_dir = Some("/www".into());
         c.readonly_root = true;
     });
     let script = "pwd; echo $COLOUR; hostname; echo $$; id -u; touch /file || echo read-only; \
         : >/dev/null && echo null; ulimit -n; ls /dev/pts /dev/mqueue >/dev/null && echo dev";
-    let said = output(&bed, web.clone(), script).await;
+    let env = [("COLOUR".into(), "sea green".into())].into();
+    let around = Surroundings { env, ..Surroundings::default() };
+    let said = output_in(&around, &bed, web.clone(), script).await;
     let said: Vec<_> = said.lines().collect();
     assert_eq!(said[..5], ["/www", "sea green", "web-0", "1", "0"]);
     assert!(said[5].contains("Read-only file system"), "{said:?}");
@@ -77,7 +87,7 @@ async fn a_process_is_confined(bed: Bed) {
     wanted.sort();
     let hosts = std::fs::read_to_string("/etc/hosts").unwrap();
     assert_eq!(host, format!("{}\n{hosts}", wanted.join("\n")));
-    web.network = Network::None;
+    web.pod = pod(Network::None, (*web.container).clone());
     assert_eq!(output(&bed, web, "ls /sys/class/net").await, "lo\n");
     bed.assert_empty();
 }

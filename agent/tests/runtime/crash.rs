@@ -7,7 +7,7 @@ use containerd_client::services::v1::snapshots::MountsRequest;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{CreateRequest, CreateTaskRequest, DeleteRequest};
-use coracle::runtime::{ContainerdRuntime, Runtime as _, RuntimeError};
+use coracle::runtime::{ContainerdRuntime, Runtime as _, RuntimeError, Surroundings};
 use coracle_core::observed::Task;
 use coracle_core::plan::Start;
 use tokio::time::{sleep, timeout};
@@ -32,7 +32,11 @@ async fn containers_survive_containerd(mut bed: Bed) {
     events.disconnected().await;
     let error = bed.runtime.list().await.unwrap_err();
     assert!(error.is_unreachable(), "{error:?}");
-    let error = bed.runtime.start(&order("new", |_| {}), &bed.image).await.unwrap_err();
+    let error = bed
+        .runtime
+        .start(&order("new", |_| {}), &bed.image, &Surroundings::default())
+        .await
+        .unwrap_err();
     assert!(error.is_unreachable(), "{error:?}");
     let (mut late, following) = bed.begin_to_follow();
     late.disconnected().await;
@@ -69,7 +73,10 @@ async fn a_new_agent_finds_what_runs(bed: Bed) {
     let next = ContainerdRuntime::new(bed.connection.clone());
     let listed = next.list().await.unwrap();
     assert_eq!(listed[&web.id].task, Task::Running { pid });
-    assert!(matches!(next.start(&web, &bed.image).await, Err(RuntimeError::Live { .. })));
+    assert!(matches!(
+        next.start(&web, &bed.image, &Surroundings::default()).await,
+        Err(RuntimeError::Live { .. })
+    ));
     assert!(alive(pid));
     next.stop(&stop(&web, Duration::ZERO)).await.unwrap();
     bed.assert_empty();
@@ -143,7 +150,7 @@ async fn create_task(bed: &Bed, web: &Start) {
 async fn restart(bed: &Bed, web: &Start) {
     let started = async {
         loop {
-            match bed.runtime.start(web, &bed.image).await {
+            match bed.runtime.start(web, &bed.image, &Surroundings::default()).await {
                 Ok(pid) => return pid,
                 Err(RuntimeError::Live { .. }) => {
                     bed.runtime.stop(&stop(web, Duration::ZERO)).await.unwrap();
@@ -165,7 +172,8 @@ async fn a_start_may_be_interrupted_anywhere(mut bed: Bed) {
     for step in 0..12 {
         let after = Duration::from_millis(step * step);
         for _fresh_then_with_remains in 0..2 {
-            let interrupted = timeout(after, bed.runtime.start(&web, &bed.image)).await;
+            let interrupted =
+                timeout(after, bed.runtime.start(&web, &bed.image, &Surroundings::default())).await;
             drop(interrupted);
         }
         let pids = live(&bed);
@@ -180,7 +188,7 @@ async fn a_start_may_be_interrupted_anywhere(mut bed: Bed) {
 
 async fn recovered(bed: &Bed, web: &Start) {
     let started = async {
-        while let Err(error) = bed.runtime.start(web, &bed.image).await {
+        while let Err(error) = bed.runtime.start(web, &bed.image, &Surroundings::default()).await {
             if matches!(error, RuntimeError::Live { .. }) {
                 return;
             }
@@ -213,7 +221,7 @@ async fn starts_hold_against_garbage_collection(bed: Bed) {
             for order in orders.clone() {
                 let (runtime, image) = (bed.runtime.clone(), bed.image.clone());
                 starts.spawn(async move {
-                    runtime.start(&order, &image).await.unwrap();
+                    runtime.start(&order, &image, &Surroundings::default()).await.unwrap();
                     runtime.stop(&stop(&order, Duration::ZERO)).await.unwrap();
                 });
             }

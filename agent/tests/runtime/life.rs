@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use coracle::runtime::{Runtime as _, RuntimeError};
+use coracle::runtime::{Runtime as _, RuntimeError, Surroundings};
 use coracle_core::desired::DefinitionHash;
 use coracle_core::observed::Task;
 use coracle_testbed::image::{Builder, Compression};
@@ -29,7 +29,7 @@ async fn a_container_lives_and_is_restarted(bed: Bed) {
     assert_eq!(container.definition.as_str(), "first");
     assert_eq!(container.task, Task::Running { pid });
 
-    let second = bed.runtime.start(&web, &bed.image).await;
+    let second = bed.runtime.start(&web, &bed.image, &Surroundings::default()).await;
     assert!(matches!(second, Err(RuntimeError::Live { pid: live, .. }) if live == pid));
     let removed = bed.runtime.remove(&web.id).await;
     assert!(matches!(removed, Err(RuntimeError::Live { pid: live, .. }) if live == pid));
@@ -77,12 +77,12 @@ async fn stopping_asks_waits_and_kills(bed: Bed) {
     bed.runtime.stop(&stop(&a, SOON)).await.unwrap();
     assert_eq!(events.exited(&a.id).await.1.code, 3);
 
-    let pid = bed.runtime.start(&a, &with_signal).await.unwrap();
+    let pid = bed.runtime.start(&a, &with_signal, &Surroundings::default()).await.unwrap();
     ready(pid);
     bed.runtime.stop(&stop(&a, SOON)).await.unwrap();
     assert_eq!(events.exited(&a.id).await.1.code, 4, "the image's signal");
 
-    let pid = bed.runtime.start(&a, &with_signal).await.unwrap();
+    let pid = bed.runtime.start(&a, &with_signal, &Surroundings::default()).await.unwrap();
     ready(pid);
     let mut ordered = stop(&a, SOON);
     ordered.signal = Some("SIGNONSENSE".into());
@@ -114,7 +114,10 @@ async fn paused_containers_can_be_stopped(bed: Bed) {
     let pid = bed.start(&web).await;
     bed.containerd.ctr(&["-n", NAMESPACE, "tasks", "pause", web.id.as_str()]).unwrap();
     assert_eq!(bed.task(&web.id).await, Some(Task::Unknown));
-    assert!(matches!(bed.runtime.start(&web, &bed.image).await, Err(RuntimeError::Live { .. })));
+    assert!(matches!(
+        bed.runtime.start(&web, &bed.image, &Surroundings::default()).await,
+        Err(RuntimeError::Live { .. })
+    ));
     bed.runtime.stop(&stop(&web, Duration::from_millis(100))).await.unwrap();
     assert!(!alive(pid));
     bed.assert_empty();
@@ -138,7 +141,7 @@ async fn others_are_left_alone(bed: Bed) {
     assert!(bed.runtime.list().await.unwrap().is_empty());
     let foreign = order("foreign", |_| {});
     let errors = [
-        bed.runtime.start(&foreign, &bed.image).await.map(drop),
+        bed.runtime.start(&foreign, &bed.image, &Surroundings::default()).await.map(drop),
         bed.runtime.stop(&stop(&foreign, Duration::ZERO)).await,
         bed.runtime.remove(&foreign.id).await,
     ];

@@ -6,5 +6,9 @@
 mod bed;
 mod confinement;
 mod crash;
+mod exec;
 mod failure;
 mod life;
+mod limits;
+mod logs;
+mod surroundings;

@@ -6,15 +6,25 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use coracle::store::{FAULT_POINTS, FAULT_VARIABLE};
+use coracle::fault::{FAULT_VARIABLE, STORE_POINTS};
 
-use super::scenario::{acknowledged, child, newest};
-use super::support::{open, order, wait};
+use super::golden::golden;
+use super::scenario::{acknowledged, child, kept, newest};
+use super::support::{copy, open, order, wait};
 
-/// Exactly one complete order is there, and nothing acknowledged was lost.
-fn check_after_death(dir: &Path, acknowledged: u64, what: &str) -> u64 {
+/// Exactly one complete order is there, with all that was to be kept with it; a container and a
+/// workload were recorded together; nothing acknowledged was lost. `first` is the first order that the
+/// LMDB file had.
+fn check_after_death(dir: &Path, acknowledged: u64, first: u64, what: &str) -> u64 {
     let (store, loaded) = open(dir);
     let newest = newest(&loaded);
+    let expected = loaded.current.as_ref().map(|current| kept(current.generation, first));
+    let expected: Vec<_> = expected.unwrap_or_default().into_iter().map(order).collect();
+    assert_eq!(loaded.kept, expected, "{what}");
+    let containers = loaded.histories.values().map(|record| record.failures).max();
+    let workloads = loaded.workloads.values().filter_map(|record| record.failed.as_ref());
+    let workloads = workloads.map(|failed| failed.generation as u32).max();
+    assert_eq!(containers, workloads, "{what}");
     assert!(newest >= acknowledged, "{what}: {newest} < {acknowledged}");
     let current = match (&loaded.current, loaded.candidates.first()) {
         (Some(current), _) => Some(current),
@@ -36,18 +46,18 @@ fn check_after_death(dir: &Path, acknowledged: u64, what: &str) -> u64 {
 
 #[test]
 fn after_an_abort_at_any_point_one_complete_order_is_there_and_generations_never_fall() {
-    for point in FAULT_POINTS {
+    for point in STORE_POINTS {
         let dir = tempfile::tempdir().unwrap();
-        let mut lowest = 0;
+        let (mut lowest, mut first) = (0, 1);
         for count in [1, 2] {
-            // Reached only while a store is made, set aside or migrated.
+            // Reached only while a store is made, set aside or migrated, which has a test of its own.
             match *point {
                 "migrate.before_commit" => continue,
                 "set_aside.renamed" if count == 2 => continue,
                 "set_aside.renamed" => {
                     assert!(child(dir.path(), 3).output().unwrap().status.success());
                     fs::write(dir.path().join("store.mdb"), vec![1; 40_000]).unwrap();
-                    lowest = 3;
+                    (lowest, first) = (3, 3);
                 }
                 point if point.starts_with("create.") && count == 2 => continue,
                 _ => {}
@@ -57,12 +67,35 @@ fn after_an_abort_at_any_point_one_complete_order_is_there_and_generations_never
             let stderr = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.signal(), Some(6), "{what} was not reached: {stderr}");
             lowest = lowest.max(acknowledged(&output.stdout));
-            lowest = check_after_death(dir.path(), lowest, &what);
+            lowest = check_after_death(dir.path(), lowest, first, &what);
         }
         let output = child(dir.path(), 2).output().unwrap();
         assert!(output.status.success(), "{point}: {}", String::from_utf8_lossy(&output.stderr));
         assert_eq!(acknowledged(&output.stdout), lowest + 2, "{point}");
+        check_after_death(dir.path(), lowest + 2, first, point);
     }
+}
+
+#[test]
+#[cfg(target_endian = "little")]
+fn a_migration_that_was_cut_off_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    copy(&golden(2, usize::BITS), dir.path());
+    let before = fs::read(dir.path().join("store.mdb")).unwrap();
+    let output =
+        child(dir.path(), 1).env(FAULT_VARIABLE, "migrate.before_commit").output().unwrap();
+    assert_eq!(output.status.signal(), Some(6));
+    assert_eq!(fs::read(dir.path().join("store.mdb")).unwrap(), before);
+    let (store, loaded) = open(dir.path());
+    assert_eq!(loaded.trouble, None);
+    assert_eq!((loaded.current, loaded.previous), (Some(order(2)), Some(order(1))));
+    assert_eq!((loaded.histories.len(), loaded.workloads.len()), (3, 0));
+    wait(store.close());
+    assert!(child(dir.path(), 3).output().unwrap().status.success());
+    let (store, loaded) = open(dir.path());
+    assert_eq!((loaded.current, loaded.previous), (Some(order(5)), Some(order(4))));
+    assert_eq!(loaded.kept, kept(5, 1).into_iter().map(order).collect::<Vec<_>>());
+    wait(store.close());
 }
 
 #[test]
@@ -81,7 +114,7 @@ fn after_a_kill_at_any_moment_one_complete_order_is_there_and_generations_never_
             lowest = lowest.max(acknowledged(line.as_bytes()));
         }
         child.wait().unwrap();
-        lowest = check_after_death(dir.path(), lowest, &format!("round {round}"));
+        lowest = check_after_death(dir.path(), lowest, 1, &format!("round {round}"));
     }
     assert!(lowest > 12, "{lowest}");
 }

@@ -9,19 +9,24 @@ use proptest::prelude::RngCore;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
 use super::scenario::{acknowledged, child};
-use super::support::{check, copy, open, open_with, order, record, replica, this_program, wait};
+use super::support::{
+    NONE, check, container_change, copy, open, open_with, order, this_program, wait,
+    workload_change,
+};
 
-/// A directory with orders up to 30 and many histories, closed.
+/// A directory with orders up to 30, some kept, and many records, closed.
 fn filled(dir: &Path) {
     let (store, _) = open(dir);
     wait(async {
         for generation in 1..=30 {
-            store.accept(order(generation)).await.unwrap();
+            store.accept(order(generation), (20..30).collect()).await.unwrap();
             let index = generation as u32 * 10;
             store
-                .record((index..index + 10).map(|i| (replica(i), Some(record(i)))).collect())
+                .record((index..index + 10).map(|i| container_change(i, Some(i))).collect())
                 .await
                 .unwrap();
+            let number = generation as u32;
+            store.record(vec![workload_change(number, Some(number))]).await.unwrap();
         }
         store.close().await;
     });
@@ -106,6 +111,45 @@ fn a_file_with_random_damage_never_ends_the_agent_and_never_loses_the_order() {
     assert!(set_aside > 6, "{set_aside}");
 }
 
+/// Puts another byte into the middle of every copy of a text in a file.
+fn spoil(path: &Path, text: &str) {
+    let mut bytes = fs::read(path).unwrap();
+    let found = |at: &usize| bytes[*at..].starts_with(text.as_bytes());
+    let places: Vec<_> = (0..bytes.len()).filter(found).collect();
+    assert!(!places.is_empty(), "{text} is not in the file");
+    for at in places {
+        bytes[at + text.len() / 2] ^= 1;
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn for_one_damaged_record_of_any_kind_the_file_is_set_aside() {
+    let root = tempfile::tempdir().unwrap();
+    let source = root.path().join("source");
+    filled(&source);
+    // In the value of workload 29, and in keys.
+    let reason = "x".repeat(29 * 31 % 301);
+    for (case, text) in [
+        ("reason", reason.as_str()),
+        ("workload", "workload/web-17"),
+        ("history", "history/web-1.170.main"),
+        ("kept", "order/kept/25"),
+    ] {
+        let dir = root.path().join(case);
+        copy(&source, &dir);
+        spoil(&dir.join("store.mdb"), text);
+        let (store, loaded) = open(&dir);
+        let trouble = loaded.trouble.unwrap();
+        assert!(trouble.contains("set aside"), "{case}: {trouble}");
+        assert!(trouble.contains("does not fit its checksum"), "{case}: {trouble}");
+        assert!(loaded.workloads.is_empty() && loaded.kept.is_empty(), "{case}");
+        assert_eq!(loaded.candidates[0].order, order(30), "{case}");
+        wait(store.close());
+        goes_on(&dir, case);
+    }
+}
+
 #[test]
 fn damaged_files_are_kept_and_do_not_pile_up() {
     let dir = tempfile::tempdir().unwrap();
@@ -180,17 +224,18 @@ fn a_store_that_cannot_be_checked_is_left_alone_and_used_as_soon_as_it_can() {
         }
     })
     .unwrap();
-    assert!(loaded.trouble.unwrap().contains("no memory"));
+    assert!(loaded.unwritable.unwrap().contains("no memory"));
     assert_eq!(loaded.candidates[0].order, order(30));
     wait(async {
-        assert!(store.accept(order(31)).await.is_err());
+        assert!(store.accept(order(31), NONE).await.is_err());
         able.store(true, Ordering::SeqCst);
-        store.accept(order(30)).await.unwrap();
-        store.accept(order(31)).await.unwrap();
+        store.accept(order(30), NONE).await.unwrap();
+        store.accept(order(31), NONE).await.unwrap();
         store.close().await;
     });
     let (store, loaded) = open(dir.path());
     assert_eq!((loaded.current, loaded.histories.len()), (Some(order(31)), 300));
+    assert_eq!((loaded.kept.len(), loaded.workloads.len()), (0, 30));
     assert_eq!(loaded.trouble, None);
     wait(store.close());
 }

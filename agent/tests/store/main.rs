@@ -8,5 +8,6 @@ mod damage;
 mod disk;
 mod golden;
 mod random;
+mod room;
 mod scenario;
 mod support;

@@ -1,17 +1,18 @@
 //! A child process that uses a store as an agent does, and says what was acknowledged.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use coracle::store::Loaded;
 
-use super::support::{open, order, record, replica, this_program, wait};
+use super::support::{NONE, container_change, open, order, this_program, wait, workload_change};
 
 const DIRECTORY: &str = "CORACLE_TEST_STORE_DIRECTORY";
 const ORDERS: &str = "CORACLE_TEST_STORE_ORDERS";
 
-/// Opens, takes the first candidate if there is no order, then for each order: accepts it, records,
-/// reserves. Prints `accepted N` after each acknowledged order.
+/// Opens, takes the first candidate if there is no order, then for each order: accepts it, keeping
+/// [`needed`] ones, records a container and a workload, reserves. Prints `accepted N` after each acknowledged order.
 #[test]
 fn child_that_uses_a_store() {
     let Ok(dir) = std::env::var(DIRECTORY) else { return };
@@ -21,18 +22,31 @@ fn child_that_uses_a_store() {
     wait(async {
         let newest = newest(&loaded);
         if let (None, Some(candidate)) = (&loaded.current, loaded.candidates.first()) {
-            store.accept(candidate.order.clone()).await.unwrap();
+            store.accept(candidate.order.clone(), NONE).await.unwrap();
         }
         for generation in newest + 1..=newest + orders {
-            store.accept(order(generation)).await.unwrap();
+            store.accept(order(generation), needed(generation)).await.unwrap();
             println!("accepted {generation}");
+            let number = Some(generation as u32);
             let index = (generation % 50) as u32;
-            store.record(vec![(replica(index), Some(record(generation as u32)))]).await.unwrap();
+            let changes = vec![container_change(index, number), workload_change(index, number)];
+            store.record(changes).await.unwrap();
             store.reserve_sequence("boot", 0).await.unwrap();
         }
         store.close().await;
     });
     println!("closed");
+}
+
+/// The orders that are still needed when this one is accepted: two of three, for a while.
+fn needed(generation: u64) -> BTreeSet<u64> {
+    (generation.saturating_sub(14)..generation).filter(|older| older % 3 != 0).collect()
+}
+
+/// The kept orders, newest first, once this one was accepted by a store that knows all since `first`.
+pub(crate) fn kept(generation: u64, first: u64) -> Vec<u64> {
+    let needed = needed(generation).into_iter();
+    needed.filter(|older| (first..generation - 1).contains(older)).rev().take(8).collect()
 }
 
 /// The generation that the agent would go on from.

@@ -1,15 +1,21 @@
 //! What all tests of the store use.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use coracle::store::{CheckOutcome, Loaded, Store, StoreError, StoredOrder, check_with};
 use coracle_core::desired::DefinitionHash;
-use coracle_core::history::ReplicaRecord;
-use coracle_core::name::{ReplicaId, WorkloadName};
+use coracle_core::history::{
+    ContainerRecord, FailedUpdate, Record, RecordId, Stopped, WorkloadRecord,
+};
+use coracle_core::name::{ContainerId, WorkloadName};
 use coracle_protocol::Envelope;
 use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Signature};
+
+/// No older order is to be kept.
+pub(crate) const NONE: BTreeSet<u64> = BTreeSet::new();
 
 /// Names the file that a child of this test program checks.
 pub(crate) const CHECK_VARIABLE: &str = "CORACLE_TEST_STORE_CHECK";
@@ -78,18 +84,49 @@ pub(crate) fn order(generation: u64) -> StoredOrder {
     StoredOrder::new(generation, envelope.encode())
 }
 
-pub(crate) fn replica(index: u32) -> ReplicaId {
-    ReplicaId { workload: WorkloadName::parse("web-1").unwrap(), index }
+pub(crate) fn container(index: u32) -> ContainerId {
+    ContainerId::from_listed(&format!("web-1.{index}.main"))
 }
 
-pub(crate) fn record(failures: u32) -> ReplicaRecord {
-    ReplicaRecord {
+pub(crate) fn record(failures: u32) -> ContainerRecord {
+    ContainerRecord {
         definition: Some(DefinitionHash::from_label("0123456789abcdef0123456789abcdef")),
         failures,
         restarts: failures * 2,
         last_exit: Some((137, 1_700_000_000_000_000_000)),
         ended: false,
     }
+}
+
+/// What is to be stored of a container.
+pub(crate) fn container_change(index: u32, failures: Option<u32>) -> (RecordId, Option<Record>) {
+    let record = failures.map(|failures| Record::Container(record(failures)));
+    (RecordId::Container(container(index)), record)
+}
+
+pub(crate) fn workload(index: u32) -> WorkloadName {
+    WorkloadName::parse(&format!("web-{index}")).unwrap()
+}
+
+pub(crate) fn workload_record(generation: u32) -> WorkloadRecord {
+    let definition = DefinitionHash::from_label("0123456789abcdef0123456789abcdef");
+    let failed = FailedUpdate {
+        definition: definition.clone(),
+        generation: generation.into(),
+        reason: "x".repeat(generation as usize * 31 % 301),
+    };
+    let stopped = Stopped { drained: generation.is_multiple_of(2), since: 1_700_000_000 };
+    WorkloadRecord {
+        good: (!generation.is_multiple_of(3)).then_some(definition),
+        failed: Some(failed),
+        stopped: (generation % 4 > 1).then_some(stopped),
+    }
+}
+
+/// What is to be stored of a workload.
+pub(crate) fn workload_change(index: u32, generation: Option<u32>) -> (RecordId, Option<Record>) {
+    let record = generation.map(|generation| Record::Workload(workload_record(generation)));
+    (RecordId::Workload(workload(index)), record)
 }
 
 /// Runs a future of the store, which needs no more than somebody who polls.

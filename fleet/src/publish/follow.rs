@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coracle_protocol::reported::{Phase, Refused, ReplicaState};
+use coracle_protocol::reported::{Phase, Refused, ReplicaReport, ReplicaState, UpdateState};
 use coracle_protocol::topic::{Kind, Topic};
 use coracle_protocol::{Refusal, ReportedState};
 use tokio::time::Instant;
@@ -161,7 +161,7 @@ fn judge(generation: u64, digest: &str, report: &ReportedState) -> Verdict {
     Verdict::Waiting { last: Some(describe(report)) }
 }
 
-/// The phase, and what the first replica that does not run is doing.
+/// The phase, and which update was taken back or what the first replica is doing that is not well.
 fn describe(report: &ReportedState) -> String {
     let phase = match report.phase {
         Phase::Idle => "idle",
@@ -170,17 +170,52 @@ fn describe(report: &ReportedState) -> String {
         Phase::Degraded => "degraded",
     };
     let mut text = format!("generation {} {phase}", report.generation_applied);
-    let replicas = report.workloads.iter().flat_map(|w| w.replicas.iter().map(move |r| (w, r)));
-    let mut busy = replicas.filter(|(_, replica)| {
-        !matches!(replica.state, ReplicaState::Running | ReplicaState::Completed)
+    let taken_back = report.workloads.iter().find_map(|workload| {
+        let update = workload.update.as_ref()?;
+        (update.state == UpdateState::RolledBack).then_some((workload, update))
     });
-    if let Some((workload, replica)) = busy.next() {
+    let replicas = report.workloads.iter().flat_map(|w| w.replicas.iter().map(move |r| (w, r)));
+    let mut ill = replicas.filter(|(_, replica)| !is_well(replica));
+    let reason = if let Some((workload, update)) = taken_back {
+        text += &format!(", {}: update taken back", workload.name);
+        update.reason.as_ref()
+    } else if let Some((workload, replica)) = ill.next() {
         let state = serde_json::to_value(replica.state).unwrap_or_default();
-        let state = state.as_str().unwrap_or("unknown");
+        let state = match replica.state {
+            ReplicaState::Running => "not ready",
+            _ => state.as_str().unwrap_or("unknown"),
+        };
         text += &format!(", {}/{} {state}", workload.name, replica.index);
-        if let Some(reason) = &replica.reason {
-            text += &format!(" ({reason})");
-        }
+        replica.reason.as_ref()
+    } else {
+        None
+    };
+    text + &reason.map(|reason| format!(" ({reason})")).unwrap_or_default()
+}
+
+fn is_well(replica: &ReplicaReport) -> bool {
+    match replica.state {
+        ReplicaState::Running => replica.ready,
+        state => matches!(state, ReplicaState::Completed | ReplicaState::Stopped),
     }
-    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_a_gateway_from_converging_is_told() {
+        let golden = include_str!("../../../protocol/tests/golden/reported-1-life.json");
+        let mut report: ReportedState = serde_json::from_str(golden).unwrap();
+        let taken_back = "generation 12 degraded, web: update taken back (web.0: ended with exit \
+                          code 1, 3 times in a row)";
+        assert_eq!(describe(&report), taken_back);
+        report.workloads.retain(|workload| workload.name != "web");
+        let unready = "generation 12 degraded, db/0 not ready (readiness probe: GET /ready answered \
+                       503)";
+        assert_eq!(describe(&report), unready);
+        report.workloads.retain(|workload| workload.name != "db");
+        assert_eq!(describe(&report), "generation 12 degraded");
+    }
 }

@@ -56,6 +56,14 @@ impl Seen {
     pub(super) fn started(&self, argv: &[String]) -> Option<(i32, Moment)> {
         self.execs.iter().find(|(_, exec)| exec.argv == argv).map(|(pid, exec)| (*pid, exec.at))
     }
+
+    /// When the last of so many processes with exactly these arguments ran; `None` until there are
+    /// so many.
+    pub(super) fn all_started(&self, argv: &[String], count: usize) -> Option<Moment> {
+        let with_these = self.execs.values().filter(|exec| exec.argv == argv);
+        let moments: Vec<_> = with_these.map(|exec| exec.at).collect();
+        if moments.len() < count { None } else { moments.into_iter().max() }
+    }
 }
 
 /// Listens until dropped.

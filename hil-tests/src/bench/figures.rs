@@ -12,6 +12,16 @@ impl Samples {
         self.0.push(sample);
     }
 
+    /// The largest; `None` without samples.
+    pub(super) fn max(&self) -> Option<f64> {
+        self.0.iter().copied().reduce(f64::max)
+    }
+
+    /// All of them, and minimum and median.
+    pub(super) fn to_json(&self) -> Value {
+        json!({ "samples": self.0, "min": self.min(), "median": self.median() })
+    }
+
     /// The smallest; `None` without samples.
     pub(super) fn min(&self) -> Option<f64> {
         self.0.iter().copied().reduce(f64::min)
@@ -27,6 +37,21 @@ impl Samples {
     }
 }
 
+impl FromIterator<f64> for Samples {
+    fn from_iter<I: IntoIterator<Item = f64>>(samples: I) -> Self {
+        Self(samples.into_iter().collect())
+    }
+}
+
+/// How much more than the floor is good, of the medians.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Target {
+    /// So many times as long.
+    Times(f64),
+    /// So many milliseconds longer.
+    Plus(f64),
+}
+
 /// What the agent takes for something, beside the floor: what the same takes without it.
 #[derive(Clone, Debug)]
 pub(super) struct Comparison {
@@ -38,13 +63,17 @@ pub(super) struct Comparison {
     pub(super) agent: Samples,
     /// The floor's, in milliseconds.
     pub(super) floor: Samples,
-    /// The largest ratio of the medians that is good.
-    pub(super) target: Option<f64>,
+    /// What is good.
+    pub(super) target: Option<Target>,
 }
 
 impl Comparison {
     /// Nothing measured yet.
-    pub(super) fn new(name: &'static str, floor_name: &'static str, target: Option<f64>) -> Self {
+    pub(super) fn new(
+        name: &'static str,
+        floor_name: &'static str,
+        target: Option<Target>,
+    ) -> Self {
         Self { name, floor_name, agent: Samples::default(), floor: Samples::default(), target }
     }
 
@@ -55,7 +84,12 @@ impl Comparison {
 
     /// Whether the target is met; `None` if there is none. Not measured is not met.
     pub(super) fn met(&self) -> Option<bool> {
-        self.target.map(|target| self.ratio().is_some_and(|ratio| ratio <= target))
+        let (agent, floor) = (self.agent.median(), self.floor.median());
+        let within = |target| match target {
+            Target::Times(times) => self.ratio().is_some_and(|ratio| ratio <= times),
+            Target::Plus(ms) => agent.zip(floor).is_some_and(|(agent, floor)| agent <= floor + ms),
+        };
+        self.target.map(within)
     }
 
     /// All samples and what was made of them.
@@ -73,7 +107,10 @@ impl Comparison {
             "agent": side(&self.agent),
             "floor": side(&self.floor),
             "ratio_of_medians": self.ratio(),
-            "target": self.target,
+            "target": self.target.map(|target| match target {
+                Target::Times(times) => json!({ "ratio": times }),
+                Target::Plus(ms) => json!({ "more_ms": ms }),
+            }),
             "met": self.met(),
         })
     }
@@ -97,13 +134,17 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_met_by_the_ratio_of_medians() {
-        let mut comparison = Comparison::new("a", "b", Some(1.3));
+    fn a_target_is_met_by_the_medians() {
+        let mut comparison = Comparison::new("a", "b", Some(Target::Times(1.3)));
         assert_eq!(comparison.met(), Some(false), "nothing measured");
         comparison.agent = samples(&[13.0]);
         comparison.floor = samples(&[10.0]);
         assert_eq!(comparison.met(), Some(true));
         comparison.agent = samples(&[13.1]);
+        assert_eq!(comparison.met(), Some(false));
+        comparison.target = Some(Target::Plus(3.2));
+        assert_eq!(comparison.met(), Some(true));
+        comparison.target = Some(Target::Plus(3.0));
         assert_eq!(comparison.met(), Some(false));
         comparison.target = None;
         assert_eq!(comparison.met(), None);

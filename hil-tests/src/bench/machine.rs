@@ -67,7 +67,7 @@ impl Machine {
 /// One binary's size.
 #[derive(Clone, Debug)]
 pub(super) struct Size {
-    /// `coracle` or `coracle-fleet`.
+    /// `coracle`, `coracle-log` or `coracle-fleet`.
     pub(super) name: &'static str,
     /// `release` or `dist`.
     pub(super) profile: String,
@@ -78,7 +78,7 @@ pub(super) struct Size {
 /// Sizes of the binaries under test, of the profile that their directory is named after; an
 /// error if `dist` is wanted and they are another's.
 pub(super) fn sizes(dist: bool) -> Result<Vec<Size>> {
-    ["coracle", "coracle-fleet"]
+    ["coracle", "coracle-log", "coracle-fleet"]
         .map(|name| {
             let path = bin(name)?;
             let bytes = std::fs::metadata(&path)?.len();

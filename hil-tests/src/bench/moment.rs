@@ -17,6 +17,11 @@ impl Moment {
         Self(Duration::from_nanos(nanos))
     }
 
+    /// Nanoseconds, as [`from_nanos`](Self::from_nanos) takes them.
+    pub(super) fn nanos(self) -> u64 {
+        u64::try_from(self.0.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// Reads the clock.
     pub(super) fn now() -> Result<Self> {
         Ok(Self(clock_gettime(ClockId::CLOCK_MONOTONIC)?.into()))

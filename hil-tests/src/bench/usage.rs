@@ -1,7 +1,12 @@
-//! What a process uses, as the kernel counts it. In: `/proc/PID` (proc(5)). Out: memory now, and
+//! What a process uses, as the kernel counts it. In: `/proc/PID` (proc(5)) and
+//! the process's clock (clock_getcpuclockid(3)). Out: memory now, and
 //! counters whose difference is what happened in between.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::Result;
@@ -47,7 +52,7 @@ pub(super) struct Counters {
     pub(super) voluntary: u64,
     /// Times that a thread had the processor taken away.
     pub(super) involuntary: u64,
-    /// Processor time in nanoseconds, of the threads that exist now.
+    /// Processor time in nanoseconds, of all its threads, also those that have ended.
     pub(super) cpu_nanos: u64,
     /// Bytes that went towards storage (`write_bytes`).
     pub(super) written: u64,
@@ -56,23 +61,23 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// Reads them from all threads.
+    /// Reads them; the switches are those of the threads that exist now.
     pub(super) fn read(pid: i32) -> Result<Self> {
         let io = read(pid, "io")?;
         let mut counters = Self {
             written: field(&io, "write_bytes")?,
             write_calls: field(&io, "wchar")?,
+            cpu_nanos: cpu_nanos(pid).context("cannot read the clock of a process")?,
             ..Self::default()
         };
         let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
         for thread in threads.with_context(|| format!("process {pid} has ended"))?.flatten() {
-            let part = |file| std::fs::read_to_string(thread.path().join(file));
             // A thread may end while we look.
-            let (Ok(status), Ok(times)) = (part("status"), part("schedstat")) else { continue };
+            let Ok(status) = std::fs::read_to_string(thread.path().join("status")) else {
+                continue;
+            };
             counters.voluntary += field(&status, "voluntary_ctxt_switches")?;
             counters.involuntary += field(&status, "nonvoluntary_ctxt_switches")?;
-            let ran = times.split_whitespace().next().and_then(|nanos| nanos.parse::<u64>().ok());
-            counters.cpu_nanos += ran.context("cannot read the kernel's schedstat")?;
         }
         Ok(counters)
     }
@@ -118,6 +123,31 @@ impl Idle {
     }
 }
 
+/// Processes of this name whose parent is one of these.
+pub(super) fn children(parents: &[i32], name: &str) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // A process may end while we look.
+        let Ok(status) = read(pid, "status") else { continue };
+        let called = status.lines().next().and_then(|line| line.strip_prefix("Name:"));
+        let parent = field(&status, "PPid")?;
+        if called.is_some_and(|called| called.trim() == name)
+            && parents.iter().any(|shim| u64::try_from(*shim) == Ok(parent))
+        {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+fn cpu_nanos(pid: i32) -> Result<u64> {
+    let spent: Duration = clock_gettime(clock_getcpuclockid(Pid::from_raw(pid))?)?.into();
+    Ok(u64::try_from(spent.as_nanos())?)
+}
+
 fn read(pid: i32, file: &str) -> Result<String> {
     let path = format!("/proc/{pid}/{file}");
     std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
@@ -140,6 +170,21 @@ mod tests {
         assert_eq!(field(text, "Pss").unwrap(), 12);
         assert_eq!(field(text, "voluntary_ctxt_switches").unwrap(), 5);
         assert!(field(text, "Rss").is_err());
+    }
+
+    #[test]
+    fn finds_a_child_by_its_name() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (own, its) = (std::process::id().cast_signed(), child.id().cast_signed());
+        let mut found = Vec::new();
+        // Between fork and exec it still has our name.
+        while found.is_empty() {
+            found = children(&[own], "sleep").unwrap();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found, [its]);
+        assert!(children(&[its], "sleep").unwrap().is_empty());
     }
 
     #[test]

@@ -219,7 +219,8 @@ fn launch(
     let mut process = place.spawn(name, &command)?;
     process.wait_until("the broker listens", LIMIT, || {
         std::os::unix::net::UnixStream::connect(socket).ok()?;
-        std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+        let connect = || std::net::TcpStream::connect(("127.0.0.1", port)).ok();
+        place.in_network(connect).ok().flatten()
     })?;
     Ok(process)
 }

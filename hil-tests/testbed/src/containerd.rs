@@ -252,6 +252,24 @@ impl Containerd {
         Ok(std::fs::remove_file(&file)?)
     }
 
+    /// What is mounted where its containers' mounts are made: points, in the order they were made.
+    pub fn mounts(&self) -> Vec<PathBuf> {
+        let mounts = procfs::mounts(&self.holder.pid().to_string());
+        mounts.into_iter().map(|mount| mount.point).collect()
+    }
+
+    /// Names of the leases of a containerd namespace.
+    pub fn leases(&self, namespace: &str) -> Result<Vec<String>> {
+        self.list(&["--namespace", namespace, "leases", "ls", "--quiet"])
+    }
+
+    /// Names of the snapshots of a containerd namespace.
+    pub fn snapshots(&self, namespace: &str) -> Result<Vec<String>> {
+        let listed = self.ctr(&["--namespace", namespace, "snapshots", "ls"])?;
+        let names = listed.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+        Ok(names.map(str::to_owned).collect())
+    }
+
     /// Starts a container with `ctr run --detach`, in the place's cgroup; the baseline that the
     /// agent is compared with. `command` replaces the image's.
     pub fn run(&self, namespace: &str, image: &str, id: &str, command: &[&str]) -> Result<()> {

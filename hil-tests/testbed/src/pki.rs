@@ -1,6 +1,7 @@
 //! A test certificate authority. In: a directory. Out: P-256 certificates and keys as PEM files
 //! made by the `openssl` command, valid and, for bad-input tests, not.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
@@ -38,8 +39,14 @@ impl Pki {
     /// Makes the authority in `dir`, which is created, and a server certificate for
     /// `localhost` and 127.0.0.1.
     pub fn new(dir: &Path) -> Result<Self> {
-        make_authority(dir, "Coracle test CA")?;
-        make_authority(&dir.join("foreign"), "Somebody else's CA")?;
+        Self::with_addresses(dir, &[])
+    }
+
+    /// The same, with further IP addresses in the server's certificate: those by which machines
+    /// other than this one reach it.
+    pub fn with_addresses(dir: &Path, addresses: &[IpAddr]) -> Result<Self> {
+        make_authority(dir, "Coracle test CA", addresses)?;
+        make_authority(&dir.join("foreign"), "Somebody else's CA", &[])?;
         let server = issue(dir, "server", "localhost", "server", LONG)?;
         Ok(Self { dir: dir.to_owned(), server, signing: Mutex::new(()) })
     }
@@ -106,9 +113,10 @@ fn make_key(dir: &Path, file: &str) -> Result<()> {
     openssl(dir, &["genpkey", "-algorithm", "EC", "-pkeyopt", curve, "-out", file])
 }
 
-fn make_authority(dir: &Path, name: &str) -> Result<()> {
+fn make_authority(dir: &Path, name: &str, addresses: &[IpAddr]) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    std::fs::write(dir.join("ca.cnf"), CONFIGURATION)?;
+    let names: String = addresses.iter().map(|address| format!(",IP:{address}")).collect();
+    std::fs::write(dir.join("ca.cnf"), CONFIGURATION.replace("@ADDRESSES@", &names))?;
     std::fs::write(dir.join("index.txt"), "")?;
     make_key(dir, "ca.key")?;
     request(dir, "ca", name)?;
@@ -182,7 +190,7 @@ subjectKeyIdentifier = hash
 basicConstraints = critical,CA:FALSE
 keyUsage = critical,digitalSignature
 extendedKeyUsage = serverAuth
-subjectAltName = DNS:localhost,IP:127.0.0.1,IP:::1
+subjectAltName = DNS:localhost,IP:127.0.0.1,IP:::1@ADDRESSES@
 subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
 [client]

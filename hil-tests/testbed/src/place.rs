@@ -3,7 +3,8 @@
 //! makes the next place sweeps the places of dead owners.
 //!
 //! `/run/coracle-bed.PID.START.N` holds sockets, state, logs and records (short, because a Unix
-//! socket's path ends at 107 bytes); a directory of the same name on a real disk holds data.
+//! socket's path ends at 107 bytes); it is in memory, as on a gateway, so where `/run` is on a disk,
+//! it is below `/dev/shm`. A directory of the same name on a real disk holds data.
 //! PID and START are the owner's process id and start time. The owner holds a lock on the file
 //! `lock` in the first directory.
 
@@ -12,11 +13,13 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
+use nix::sched::{CloneFlags, setns};
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs};
 use nix::unistd::{Pid, Uid};
 
 use crate::process::Process;
@@ -24,7 +27,18 @@ use crate::sweep::Scope;
 use crate::{Result, procfs};
 
 const PREFIX: &str = "coracle-bed.";
-const RUN: &str = "/run";
+/// Of a place with a network of its own (RFC 5737).
+pub const ADDRESS: &str = "192.0.2.1";
+const NEIGHBOUR: &str = "192.0.2.2";
+const NETWORK_LIMIT: Duration = Duration::from_secs(10);
+
+/// The first directory in memory; `/run` if there is none.
+fn run_base() -> &'static Path {
+    let bases = ["/run", "/dev/shm"].map(Path::new);
+    let in_memory =
+        |base: &&Path| statfs(*base).is_ok_and(|stat| stat.filesystem_type() == TMPFS_MAGIC);
+    bases.into_iter().find(in_memory).unwrap_or(bases[0])
+}
 
 /// A handle on a place; the last one dropped ends it.
 #[derive(Debug, Clone)]
@@ -39,6 +53,9 @@ struct Inner {
     data: PathBuf,
     records: Mutex<()>,
     next: AtomicU32,
+    /// Keep the network namespace that children are started in, if it is not the machine's, and the
+    /// one of a neighbour.
+    network: OnceLock<[Process; 2]>,
     _lock: Flock<File>,
 }
 
@@ -52,7 +69,7 @@ impl Place {
         let pid = Pid::this().as_raw();
         let start = procfs::start_time(pid).context("cannot read our own /proc/PID/stat")?;
         let name = format!("{PREFIX}{pid}.{start}.{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let run = Path::new(RUN).join(&name);
+        let run = run_base().join(&name);
         let data = base.join(&name);
         for dir in [&run, &run.join("log"), &data] {
             std::fs::create_dir(dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -64,7 +81,56 @@ impl Place {
         std::fs::write(run.join("data"), data.as_os_str().as_encoded_bytes())?;
         let records = Mutex::new(());
         let next = AtomicU32::new(0);
-        Ok(Self { inner: Arc::new(Inner { name, run, data, records, next, _lock: lock }) })
+        let network = OnceLock::new();
+        Ok(Self { inner: Arc::new(Inner { name, run, data, records, next, network, _lock: lock }) })
+    }
+
+    /// Gives the place a network of its own, with loopback and the address [`ADDRESS`]: what is
+    /// started from now on sees it in place of the machine's, and cannot change the machine's. Once.
+    pub fn isolate(&self) -> Result<()> {
+        let hold = |name: &str, script: &str| -> Result<Process> {
+            let script = format!("ip link set lo up; {script}; exec sleep infinity");
+            let mut command = Command::new("unshare");
+            command.args(["--net", "sh", "-ec", &script]);
+            let mut holder = self.spawn(name, &command)?;
+            let pid = holder.pid();
+            holder.wait_until("its network is ready", NETWORK_LIMIT, || {
+                (procfs::cmdline(pid) == "sleep infinity").then_some(())
+            })?;
+            Ok(holder)
+        };
+        let neighbour = hold("neighbour", ":")?;
+        let join = format!(
+            "ip link add eth0 type veth peer name eth0 netns {pid}; ip link set eth0 up; \
+             ip addr add {ADDRESS}/24 dev eth0; nsenter --target {pid} --net sh -ec \
+             'ip link set eth0 up; ip addr add {NEIGHBOUR}/24 dev eth0'",
+            pid = neighbour.pid()
+        );
+        let network = [hold("network", &join)?, neighbour];
+        self.inner.network.set(network).map_err(|_| anyhow!("the place is isolated already"))
+    }
+
+    /// Runs `work` in the network that the place's children see.
+    pub fn in_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        match self.inner.network.get() {
+            Some([holder, _]) => in_network_of(holder, work),
+            None => Ok(work()),
+        }
+    }
+
+    /// Runs `work` where another machine on the place's own network would be.
+    pub fn from_outside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let network = self.inner.network.get().context("the place has no network of its own")?;
+        in_network_of(&network[1], work)
+    }
+
+    /// A command that will run in the network that the place's children see.
+    pub fn command(&self, program: impl AsRef<Path>) -> Command {
+        let program = program.as_ref();
+        let Some([holder, _]) = self.inner.network.get() else { return Command::new(program) };
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &holder.pid().to_string(), "--net", "--"]).arg(program);
+        command
     }
 
     /// The unique name, `coracle-bed.PID.START.N`.
@@ -104,7 +170,18 @@ impl Place {
     /// `RUN/log/NAME.log`.
     pub fn spawn(&self, name: &str, command: &Command) -> Result<Process> {
         let log = self.inner.run.join("log").join(format!("{name}.log"));
-        let process = Process::start(name, command, log)?;
+        let mut there = self.command(command.get_program());
+        there.args(command.get_args());
+        for (key, value) in command.get_envs() {
+            match value {
+                Some(value) => there.env(key, value),
+                None => there.env_remove(key),
+            };
+        }
+        if let Some(dir) = command.get_current_dir() {
+            there.current_dir(dir);
+        }
+        let process = Process::start(name, &there, log)?;
         if let Some(start) = procfs::start_time(process.pid()) {
             self.inner.record("processes", &format!("{} {start}", process.pid()))?;
         }
@@ -121,6 +198,20 @@ impl Place {
     pub fn close(self) -> Result<()> {
         let inner = Arc::into_inner(self.inner).context("the place is still in use")?;
         inner.clear()
+    }
+}
+
+fn in_network_of<T: Send>(holder: &Process, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let file = File::open(format!("/proc/{}/ns/net", holder.pid()));
+    let file = file.context("the place's network is gone")?;
+    // A thread of its own: a namespace is a thread's, and that of the caller stays as it is.
+    let ran = std::thread::scope(|scope| {
+        let enter = || setns(&file, CloneFlags::CLONE_NEWNET).map(|()| work());
+        scope.spawn(enter).join()
+    });
+    match ran {
+        Ok(entered) => entered.context("cannot enter the place's network"),
+        Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
@@ -164,7 +255,7 @@ pub fn leftovers(name: &str) -> Vec<String> {
 /// Ends the places whose owner is dead; gives their names. Done by [`Place::new`] as well.
 pub fn sweep_dead_owners() -> Result<Vec<String>> {
     let mut swept = Vec::new();
-    for base in [PathBuf::from(RUN), data_base()?] {
+    for base in [run_base().to_owned(), data_base()?] {
         let entries = std::fs::read_dir(&base);
         let entries = entries.with_context(|| format!("cannot read {}", base.display()))?;
         for entry in entries.flatten() {
@@ -196,7 +287,7 @@ fn owner(name: &str) -> Option<(i32, u64)> {
 }
 
 fn dirs_of(name: &str) -> (PathBuf, PathBuf) {
-    let run = Path::new(RUN).join(name);
+    let run = run_base().join(name);
     let recorded = std::fs::read_to_string(run.join("data")).ok();
     let data = recorded.filter(|data| data.ends_with(name)).map(PathBuf::from);
     let data = data.unwrap_or_else(|| data_base().unwrap_or_default().join(name));

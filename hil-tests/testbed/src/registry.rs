@@ -61,7 +61,7 @@ impl Registry {
 
     /// Pushes an image or index under a name and tag; gives the digest of its manifest.
     pub fn push(&self, content: &dyn Content, name: &str, tag: &str) -> Result<String> {
-        push(&self.address(), content, name, tag)
+        self.place.in_network(|| push(&self.address(), content, name, tag))?
     }
 
     /// SIGKILL: connections are refused until [`start_again`](Self::start_again).
@@ -93,7 +93,8 @@ fn launch(place: &Place, name: &str, configuration: &PathBuf, port: u16) -> Resu
     command.arg("serve").arg(configuration);
     let mut process = place.spawn(name, &command)?;
     process.wait_until("the registry answers", START_LIMIT, || {
-        http::get(&format!("http://127.0.0.1:{port}/v2/")).ok().filter(|r| r.status == 200)
+        let answer = place.in_network(|| http::get(&format!("http://127.0.0.1:{port}/v2/")));
+        answer.ok()?.ok().filter(|answer| answer.status == 200)
     })?;
     Ok(process)
 }

@@ -135,3 +135,22 @@ fn the_web_server_image_serves_its_page() {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     assert!(status.contains("Uid:\t33\t33"), "{status}");
 }
+
+#[test]
+fn the_broker_and_the_tools_of_the_images_run() {
+    let place = Place::new().unwrap();
+    let containerd = Containerd::start(&place, Version::System).unwrap();
+    for (name, image, program) in [
+        ("mosquitto", Builder::mosquitto().unwrap(), &["/usr/sbin/mosquitto", "-h"][..]),
+        ("clients", Builder::mosquitto_clients().unwrap(), &["mosquitto_sub", "--help"]),
+        ("curl", Builder::curl().unwrap(), &["curl", "--version"]),
+    ] {
+        containerd.import("test", &image.build().unwrap(), name).unwrap();
+        let mut args = vec!["--namespace", "test", "run", "--rm", name, name];
+        args.extend(program);
+        // It says how it is used; whether that is a success, each sees in its own way.
+        let said = containerd.ctr(&args).unwrap_or_else(|error| format!("{error:#}"));
+        assert!(said.contains(program[0].rsplit('/').next().unwrap()), "{name}: {said}");
+        assert!(!said.contains("error while loading"), "{name}: {said}");
+    }
+}

@@ -21,7 +21,9 @@ fn its_place(demo: &mut Process) -> String {
     let log: PathBuf = demo.log_path().to_owned();
     demo.wait_until("it names its place", LIMIT, || {
         let text = std::fs::read_to_string(&log).ok()?;
-        let line = text.lines().find(|line| line.trim().starts_with("/run/coracle-bed."))?;
+        let line = text
+            .lines()
+            .find(|line| line.trim().starts_with('/') && line.contains("/coracle-bed."))?;
         Some(Path::new(line.trim()).file_name()?.to_str()?.to_owned())
     })
     .unwrap()

@@ -7,28 +7,42 @@ mod agent_life;
 mod autonomy;
 mod bad_images;
 mod bad_orders;
+mod by_hand;
 mod commands;
+mod connections;
 mod containerd;
 mod demo;
 mod durable;
+mod examples;
+mod examples_living;
+mod failed_updates;
+mod identity;
+mod killed;
 mod link;
 mod main_job;
 mod neighbours;
+mod probes;
 mod restarts;
+mod service_manager;
 mod store;
 mod update;
+mod wants;
 
 use std::time::Duration;
 
 use coracle_hil::gateway::NAMESPACE;
-use coracle_hil::{Gateway, Options, orders};
+use coracle_hil::{Gateway, Options, Status, orders};
 use coracle_protocol::desired::Workload;
+use coracle_protocol::reported::Phase;
 use coracle_testbed::Image;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// For what comes at once on an idle machine; generous, because tests share two processors.
 const SOON: Duration = Duration::from_secs(20);
+
+/// For what takes several steps that each wait for another, on a machine that others load.
+const LONG: Duration = Duration::from_secs(120);
 
 /// The busybox image, pushed to the gateway's registry; its reference by digest.
 fn busybox(gateway: &Gateway) -> String {
@@ -59,6 +73,18 @@ fn sleepers(gateway: &Gateway, names: &[&str]) -> Vec<Workload> {
 fn order(gateway: &Gateway, generation: u64, workloads: Vec<Workload>) {
     let order = orders::order(gateway.id(), generation, workloads);
     gateway.order(&order).unwrap();
+}
+
+/// The status once an order is in force and everything is as ordered, however long it takes.
+fn converged(gateway: &mut Gateway, generation: u64) -> Status {
+    gateway
+        .wait(&format!("generation {generation} to converge"), LONG, |status| {
+            let reported = &status.reported;
+            let done =
+                reported.generation_applied == generation && reported.phase == Phase::Converged;
+            done.then(|| status.clone())
+        })
+        .unwrap()
 }
 
 /// Process ids of workloads, once everything is as ordered.

@@ -1,10 +1,12 @@
 //! Processes that end.
 
+use std::time::Duration;
+
 use coracle_hil::{Gateway, Options, Status, orders};
 use coracle_protocol::desired::RestartPolicy;
 use coracle_protocol::reported::{Phase, ReplicaState};
 
-use super::{SOON, busybox, order};
+use super::{LONG, SOON, busybox, order};
 
 #[test]
 fn a_process_that_ends_at_once_is_restarted_at_once_and_then_with_visible_backoff() {
@@ -76,4 +78,39 @@ fn restart_policies_are_kept_also_over_a_restart_of_the_agent() {
     for name in ["done", "failed", "good"] {
         assert_eq!(outcome(&after, name), outcome(&status, name), "{name}");
     }
+}
+
+/// Waits until a crashing container has been started again so often and rests; gives how often it
+/// was, and whether it rests for so many seconds at least.
+fn rests_after(gateway: &mut Gateway, restarts: u32, seconds: u64) -> (u32, bool) {
+    gateway
+        .wait("the container to rest", LONG, |status| {
+            let replica = status.replica("ends")?;
+            let rests = replica.state == ReplicaState::BackOff && replica.restarts >= restarts;
+            let (next, last) = (replica.next_try?, replica.last_exit.as_ref()?.at);
+            // Both are told in whole seconds.
+            let long = next >= last.after(Duration::from_secs(seconds - 1));
+            rests.then_some((replica.restarts, long))
+        })
+        .unwrap()
+}
+
+#[test]
+fn what_crashes_goes_on_waiting_longer_after_a_restart_of_the_agent_and_a_reboot() {
+    let mut gateway = Gateway::prepare(Options::default()).unwrap();
+    gateway.start_agent().unwrap();
+    let image = busybox(&gateway);
+    order(&gateway, 1, vec![orders::script("ends", &image, "exit 3")]);
+    let (before, _) = rests_after(&mut gateway, 3, 1);
+    gateway.kill_agent().unwrap();
+    gateway.start_agent().unwrap();
+    // Tried at once, and then with the pause that is due to the fourth failure in a row.
+    let (again, long) = rests_after(&mut gateway, before + 1, 2);
+    assert!(long, "after {again} restarts");
+    gateway.power_off().unwrap();
+    gateway.power_on().unwrap();
+    let (booted, long) = rests_after(&mut gateway, again + 1, 4);
+    assert!(long, "after {booted} restarts");
+    let started = gateway.events().unwrap().iter().filter(|event| event.kind == "started").count();
+    assert!(started <= 2, "no storm: {started} starts since the boot");
 }

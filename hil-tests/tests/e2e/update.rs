@@ -2,12 +2,14 @@
 
 use coracle_hil::gateway::free_port;
 use coracle_hil::{Gateway, Options, orders};
+use coracle_protocol::desired::{ExecAction, Limits, Probe, Update, UpdateStrategy};
 use coracle_protocol::reported::ReplicaState;
 use coracle_testbed::faulty::Fault;
 use coracle_testbed::image::Builder;
 use coracle_testbed::process::is_alive;
 use coracle_testbed::{FaultyRegistry, http, wait_for};
 
+use super::examples::{limit, memory_limit};
 use super::{SOON, gateway_running, order, pids, sigkill, sleepers, tasks};
 
 fn page(port: u16) -> Option<String> {
@@ -78,4 +80,50 @@ fn replicas_are_added_and_taken_away() {
     order(&gateway, 3, scaled);
     assert_eq!(pids(&mut gateway, 3, &["one"]), before);
     assert_eq!(tasks(&gateway).len(), 1);
+}
+
+#[test]
+fn limits_probes_and_the_way_to_update_change_under_what_runs() {
+    let names = ["limited", "asked", "updated"];
+    let (mut gateway, before) = gateway_running(&names);
+    let mut changed = sleepers(&gateway, &names);
+    changed[0].containers[0].limits =
+        Limits { memory_mib: Some(64), cpu_millis: Some(250), pids: Some(20) };
+    let command = vec!["true".to_owned()];
+    let exec = Some(ExecAction { command });
+    let probe = Probe { exec, period_seconds: 1, timeout_seconds: 20, ..Probe::default() };
+    changed[1].containers[0].probes.readiness = Some(probe);
+    let strategy = UpdateStrategy::BlueGreen;
+    changed[2].update = Some(Update { strategy, ..Update::default() });
+    changed[2].stop.as_mut().unwrap().drain_seconds = Some(1);
+    order(&gateway, 2, changed.clone());
+    assert_eq!(pids(&mut gateway, 2, &names), before);
+    let pid = before[0];
+    assert_eq!(memory_limit(pid), (64 << 20).to_string());
+    assert_eq!(limit(pid, ("pids", "pids.max"), "pids.max"), "20");
+    let quota = limit(pid, ("cpu", "cpu.cfs_quota_us"), "cpu.max");
+    assert!(quota.starts_with("25000"), "{quota}");
+
+    // Less than before, more than before, and none.
+    changed[0].containers[0].limits =
+        Limits { memory_mib: Some(32), cpu_millis: None, pids: Some(40) };
+    order(&gateway, 3, changed.clone());
+    assert_eq!(pids(&mut gateway, 3, &names), before);
+    assert_eq!(memory_limit(pid), (32 << 20).to_string());
+    assert_eq!(limit(pid, ("pids", "pids.max"), "pids.max"), "40");
+    let quota = limit(pid, ("cpu", "cpu.cfs_quota_us"), "cpu.max");
+    assert!(quota.starts_with("-1") || quota.starts_with("max"), "{quota}");
+    // A new agent finds them as they are.
+    gateway.kill_agent().unwrap();
+    gateway.start_agent().unwrap();
+    assert_eq!(pids(&mut gateway, 3, &names), before);
+    let adjusted = gateway.events().unwrap().iter().filter(|e| e.kind == "adjusted").count();
+    assert_eq!(adjusted, 0);
+
+    // The way to update is there when it is needed: the new one comes beside the old one.
+    changed[2].containers[0].env.insert("NEW".into(), "yes".into());
+    order(&gateway, 4, changed);
+    let after = pids(&mut gateway, 4, &names);
+    assert!(after[2] != before[2] && after[..2] == before[..2], "{before:?} {after:?}");
+    assert_eq!(gateway.status().unwrap().replica("updated").unwrap().index, 1);
 }

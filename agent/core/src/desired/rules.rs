@@ -1,98 +1,217 @@
-//! The rules about contents: one function for each part of the document.
+//! The rules about contents: one file for each part of the document.
+//!
+//! | file | judges |
+//! |---|---|
+//! | `container` | what a container says for itself |
+//! | `definition` | nothing: hashes what a running container cannot change |
+//! | `environment` | references in variables |
+//! | `life` | how replicas are replaced and stopped, and what they wait for |
+//! | `mounts` | what containers require and workloads give, paths |
+//! | `ports` | the same of ports, and clashes |
+//! | `probes` | what is asked of containers, and done in them |
+//! | `shared` | what workloads share: names, endpoints, config maps, secrets |
+//! | `workload` | a workload, and what it is made from |
+
+mod container;
+mod definition;
+mod environment;
+mod life;
+mod mounts;
+mod ports;
+mod probes;
+mod shared;
+mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use coracle_protocol::desired as wire;
-use coracle_protocol::limits::{MAX_ENTRIES, MAX_TEXT_BYTES, MAX_TOTAL_REPLICAS};
+use coracle_protocol::limits::{MAX_TEXT_BYTES, MAX_TOTAL_REPLICAS};
 use coracle_protocol::{Code, GatewayId, Refusal};
-use ring::digest::{SHA256, digest};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Container, DefinitionHash, Desired, Workload};
-use crate::image::ImageRef;
-use crate::name::{ContainerName, WorkloadName};
+pub use container::CAPABILITIES;
 
-/// Signals by which a container may be asked to end: all that end a process by default.
-const STOP_SIGNALS: [&str; 9] = [
-    "SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL", "SIGABRT",
-    "SIGWINCH",
-];
+use super::{Desired, Workload};
+use crate::facts::GatewayFacts;
+use crate::name::ResourceName;
+use crate::template::ConfigCheck;
+
+/// What came of the rules.
+#[derive(Debug, Default)]
+pub(super) struct Judged {
+    pub(super) order: Option<(GatewayId, Desired)>,
+    pub(super) config_checks: Vec<ConfigCheck>,
+    pub(super) secrets: BTreeMap<ResourceName, String>,
+}
 
 /// Applies every rule to every part of the document whose structure is right. Adds what it refuses
-/// to the refusals of the structure; the result counts only if there are none.
-pub(super) fn check(document: &Value, refusals: &mut Vec<Refusal>) -> Option<(GatewayId, Desired)> {
-    let mut broken: BTreeMap<usize, Vec<String>> = BTreeMap::new();
-    for refusal in refusals.iter() {
-        if let Some((workload, path)) = within_workload(&refusal.path) {
-            broken.entry(workload).or_default().push(path);
-        }
-    }
+/// to the refusals of the structure; the order counts only if there are none.
+pub(super) fn check(
+    document: &Value,
+    facts: Option<&GatewayFacts>,
+    refusals: &mut Vec<Refusal>,
+) -> Judged {
+    let broken = Broken::new(refusals);
     let mut found = Found(refusals);
-    let gateway = document.get("gateway").and_then(Value::as_str).map(GatewayId::from_str)?;
+    let gateway = document.get("gateway").and_then(Value::as_str).map(GatewayId::from_str);
+    let Some(gateway) = gateway else { return Judged::default() };
     let gateway = gateway
         .map_err(|error| found.refuse("/gateway", Code::INVALID_VALUE, error.to_string()))
         .ok();
     check_features(document, &mut found);
-    let mut desired = Desired {
-        generation: document.get("generation").and_then(Value::as_u64)?,
-        workloads: BTreeMap::new(),
+    let (Some(generation), Some(workloads)) = (
+        document.get("generation").and_then(Value::as_u64),
+        document.get("workloads").and_then(Value::as_array),
+    ) else {
+        return Judged::default();
     };
+    let shared = {
+        let policy = facts.map(|facts| &facts.policy);
+        shared::check(document, gateway, policy, &broken, &mut found)
+    };
+    let mut config_checks = Vec::new();
     let mut replicas = 0;
     let mut names = BTreeSet::new();
-    for (i, workload) in document.get("workloads")?.as_array()?.iter().enumerate() {
+    let mut judged: Vec<(String, Workload)> = Vec::new();
+    let mut depends_on = Vec::new();
+    for (i, value) in workloads.iter().enumerate() {
         let place = format!("/workloads/{i}");
-        let mended = broken.get(&i).map(|paths| mend(workload, paths, i));
-        let workload = mended.as_ref().unwrap_or(workload);
-        let Some(workload) = decode(workload, &place, &mut found) else { continue };
-        replicas += workload.replicas;
-        if !names.insert(workload.name.clone()) {
-            let message =
-                format!("another workload is called {:?} already", shortened(&workload.name));
+        let Some(wire) = read_part::<wire::Workload>(value, &place, &broken, &mut found) else {
+            continue;
+        };
+        replicas += wire.replicas;
+        if !names.insert(wire.name.clone()) {
+            let message = format!("another workload is called {:?} already", shortened(&wire.name));
             found.refuse(format!("{place}/name"), Code::DUPLICATE_NAME, message);
         }
-        if let Some(workload) = check_workload(workload, &place, &mut found) {
-            desired.workloads.insert(workload.name.clone(), workload);
-        }
+        depends_on.push((place.clone(), wire.depends_on.keys().cloned().collect()));
+        let workload = {
+            let part = workload::Part { wire, value, place: &place, broken: &broken };
+            workload::check(part, &shared, &mut config_checks, &mut found)
+        };
+        judged.extend(workload.map(|workload| (place, workload)));
     }
     if replicas > MAX_TOTAL_REPLICAS {
         let message =
             format!("{replicas} replicas in all; at most {MAX_TOTAL_REPLICAS} on one gateway");
         found.refuse("/workloads", Code::TOO_MANY, message);
     }
-    Some((gateway?, desired))
+    ports::check_together(&judged, facts, &mut found);
+    mounts::check_together(&judged, &mut found);
+    let named: Vec<_> = workloads.iter().filter_map(|w| w.get("name")?.as_str()).collect();
+    life::check_together(&judged, &depends_on, &named, &mut found);
+    if let Some(facts) = facts {
+        check_memory(&judged, facts, &mut found);
+    }
+    found.say_each_once();
+    let secrets = shared.into_secrets();
+    let workloads = judged.into_iter().map(|(_, workload)| (workload.name.clone(), workload));
+    let desired = Desired { generation, workloads: workloads.collect(), secrets: secrets.clone() };
+    Judged { order: gateway.map(|gateway| (gateway, desired)), config_checks, secrets }
 }
 
 /// Collects refusals, so that the writer of an order learns of all of them at once.
 struct Found<'a>(&'a mut Vec<Refusal>);
 
 impl Found<'_> {
+    #[cfg_attr(test, track_caller)]
     fn refuse(&mut self, path: impl Into<String>, code: Code, message: impl Into<String>) {
+        #[cfg(test)]
+        crate::refused::record();
         self.0.push(Refusal::new(path, code, message));
+    }
+
+    /// What others refuse, where nothing is refused yet.
+    fn add(&mut self, refusals: impl IntoIterator<Item = Refusal>) {
+        for refusal in refusals {
+            if self.0.iter().all(|known| known.path != refusal.path) {
+                self.0.push(refusal);
+            }
+        }
+    }
+
+    /// A type is judged once for each workload that is made from it.
+    fn say_each_once(&mut self) {
+        let mut known = BTreeSet::new();
+        self.0.retain(|refusal| known.insert((refusal.path.clone(), refusal.code.clone())));
     }
 }
 
-/// The workload that a JSON Pointer leads into, and the pointer from there.
-fn within_workload(path: &str) -> Option<(usize, String)> {
-    let rest = path.strip_prefix("/workloads/")?;
-    let (index, inner) = rest.split_once('/').unwrap_or((rest, ""));
-    Some((index.parse().ok()?, format!("/{inner}")))
+/// Where the structure is wrong: paths within each type and workload, by its place.
+struct Broken(BTreeMap<String, Vec<String>>);
+
+impl Broken {
+    fn new(refusals: &[Refusal]) -> Self {
+        let mut parts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for refusal in refusals {
+            let mut steps = refusal.path.splitn(4, '/').skip(1);
+            let (Some(list @ ("workloads" | "types")), Some(part)) = (steps.next(), steps.next())
+            else {
+                continue;
+            };
+            let inner = format!("/{}", steps.next().unwrap_or_default());
+            parts.entry(format!("/{list}/{part}")).or_default().push(inner);
+        }
+        Self(parts)
+    }
+
+    /// Whether it cannot be told what the part at `place` requires or gives.
+    fn hides_requirements(&self, place: &str) -> bool {
+        let hides = |path: &String| {
+            let steps: Vec<_> = path.split('/').skip(1).collect();
+            match steps[..] {
+                ["network" | "type" | "mounts" | "ports", ..] | ["containers" | ""] => true,
+                ["containers", _, ref rest @ ..] => {
+                    matches!(rest, [] | ["mounts" | "ports", ..])
+                }
+                _ => false,
+            }
+        };
+        self.0.get(place).is_some_and(|paths| paths.iter().any(hides))
+    }
 }
 
-/// A workload with harmless stand-ins for what is broken in it, so that the rest can be judged.
-fn mend(workload: &Value, broken: &[String], index: usize) -> Value {
-    let mut mended = if workload.is_object() { workload.clone() } else { json!({}) };
+/// A workload or a type, with harmless stand-ins for what is broken in it, so that the rest can be
+/// judged.
+fn read_part<T: DeserializeOwned>(
+    value: &Value,
+    place: &str,
+    broken: &Broken,
+    found: &mut Found<'_>,
+) -> Option<T> {
+    let mended = broken.0.get(place).map(|paths| mend(value, paths, place));
+    // Cannot fail after the structure was found right, save for what a schema cannot say, such as
+    // 1.0 for a whole number.
+    T::deserialize(mended.as_ref().unwrap_or(value))
+        .map_err(|error| found.refuse(place, Code::MALFORMED, error.to_string()))
+        .ok()
+}
+
+/// Of a place within a probe or a hook, the probe or the hook: without a part it is none.
+fn whole_question(path: &str) -> &str {
+    if path.contains("/probes/") || path.contains("/pre_stop/") {
+        let ends = ["/exec/", "/http/", "/tcp/"].iter().filter_map(|part| path.find(part));
+        return ends.min().map_or(path, |end| &path[..end]);
+    }
+    path
+}
+
+fn mend(part: &Value, broken: &[String], place: &str) -> Value {
+    let mut mended = if part.is_object() { part.clone() } else { json!({}) };
     for path in broken {
-        let (parent, field) = path.rsplit_once('/').unwrap_or(("", ""));
+        let (parent, field) = whole_question(path).rsplit_once('/').unwrap_or(("", ""));
         match mended.pointer_mut(parent) {
-            Some(Value::Object(fields)) => drop(fields.remove(field)),
+            Some(Value::Object(fields)) => drop(fields.remove(&unescaped(field))),
             Some(Value::Array(items)) => {
                 let item = field.parse().ok().and_then(|i: usize| items.get_mut(i));
                 if let Some(item) = item {
                     *item = match parent {
                         "/containers" => json!({ "name": format!("stand-in-{field}") }),
+                        _ if item.is_object() || parent.ends_with("/devices") => json!({}),
+                        _ if parent.ends_with("/mounts") || parent.ends_with("/ports") => json!({}),
+                        _ if parent.ends_with("/kinds") => json!("named"),
                         _ => json!("x"),
                     };
                 }
@@ -105,21 +224,30 @@ fn mend(workload: &Value, broken: &[String], index: usize) -> Value {
             fields.entry(field).or_insert(with);
         }
     };
+    let index = place.rsplit('/').next().unwrap_or_default();
     stand_in(&mut mended, "name", json!(format!("stand-in-{index}")));
-    stand_in(&mut mended, "network", json!("none"));
-    stand_in(&mut mended, "containers", json!([{}]));
-    for container in mended["containers"].as_array_mut().into_iter().flatten() {
+    for (field, with) in [("network", json!("none")), ("containers", json!([{}]))] {
+        if broken.iter().any(|path| path == "/" || path[1..] == *field) {
+            stand_in(&mut mended, field, with);
+        }
+    }
+    if let Some(template) = mended.get_mut("config_template") {
+        stand_in(template, "schema", json!(true));
+    }
+    for ports in mended.get_mut("ports").and_then(Value::as_object_mut).into_iter() {
+        ports.retain(|_, port| port.get("host").is_some());
+    }
+    for container in
+        mended.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten()
+    {
         stand_in(container, "image", json!("stand.in/x:1"));
+        for (list, needed) in [("mounts", ["name", "path"]), ("ports", ["name", "port"])] {
+            if let Some(items) = container.get_mut(list).and_then(Value::as_array_mut) {
+                items.retain(|item| needed.iter().all(|field| item.get(field).is_some()));
+            }
+        }
     }
     mended
-}
-
-/// Cannot fail after the structure was found right, save for what a schema cannot say, such as 1.0
-/// for a whole number.
-fn decode(value: &Value, place: &str, found: &mut Found<'_>) -> Option<wire::Workload> {
-    serde_json::from_value(value.clone())
-        .map_err(|error| found.refuse(place, Code::MALFORMED, error.to_string()))
-        .ok()
 }
 
 fn check_features(document: &Value, found: &mut Found<'_>) {
@@ -133,103 +261,28 @@ fn check_features(document: &Value, found: &mut Found<'_>) {
     }
 }
 
-fn check_workload(
-    workload: wire::Workload,
-    place: &str,
-    found: &mut Found<'_>,
-) -> Option<Workload> {
-    let name = WorkloadName::parse(&workload.name).map_err(|error| {
-        found.refuse(format!("{place}/name"), Code::INVALID_NAME, error.to_string())
-    });
-    if let Some(signal) = &workload.stop.signal {
-        if !STOP_SIGNALS.contains(&signal.as_str()) {
-            let message =
-                format!("is {:?}; must be one of {}", shortened(signal), STOP_SIGNALS.join(", "));
-            found.refuse(format!("{place}/stop/signal"), Code::INVALID_VALUE, message);
-        }
+/// The sum of all memory limits must fit the gateway, also with all the replicas that an update
+/// adds. A container without one counts as nothing.
+fn check_memory(judged: &[(String, Workload)], facts: &GatewayFacts, found: &mut Found<'_>) {
+    let Some(there) = facts.policy.memory_mib(facts.memory_mib) else { return };
+    let of = |workload: &Workload| {
+        let limits = workload.pod.containers.iter().filter_map(|c| c.limits.memory_mib);
+        limits.sum::<u64>() * u64::from(workload.max_replicas())
+    };
+    let sum: u64 = judged.iter().map(|(_, workload)| of(workload)).sum();
+    if sum > there {
+        let mut largest: Vec<_> =
+            judged.iter().map(|(_, workload)| (of(workload), &workload.name)).collect();
+        largest.sort_by(|a, b| b.cmp(a));
+        let shown: Vec<_> =
+            largest.iter().take(3).map(|(mib, name)| format!("{name} {mib}")).collect();
+        let message = format!(
+            "the memory limits come to {sum} MiB; this gateway has {there} MiB for workloads \
+             (largest: {})",
+            shown.join(", ")
+        );
+        found.refuse("/workloads", Code::NOT_ENOUGH_MEMORY, message);
     }
-    if workload.containers.len() > 1 {
-        let message = "several containers in one workload are not supported yet";
-        found.refuse(format!("{place}/containers"), Code::UNSUPPORTED_FEATURE, message);
-    }
-    let definition = definition_hash(&workload);
-    let mut names = BTreeSet::new();
-    let mut containers = Vec::new();
-    for (i, container) in workload.containers.into_iter().enumerate() {
-        let place = format!("{place}/containers/{i}");
-        if !names.insert(container.name.clone()) {
-            let message = "another container of this workload has this name already";
-            found.refuse(format!("{place}/name"), Code::DUPLICATE_NAME, message);
-        }
-        containers.extend(check_container(container, &place, found));
-    }
-    Some(Workload {
-        name: name.ok()?,
-        replicas: workload.replicas,
-        network: workload.network,
-        restart: workload.restart,
-        stop_signal: workload.stop.signal,
-        grace: Duration::from_secs(workload.stop.grace_seconds.into()),
-        container: Arc::new(containers.into_iter().next()?),
-        definition,
-    })
-}
-
-fn check_container(
-    container: wire::Container,
-    place: &str,
-    found: &mut Found<'_>,
-) -> Option<Container> {
-    let name = ContainerName::parse(&container.name).map_err(|error| {
-        found.refuse(format!("{place}/name"), Code::INVALID_NAME, error.to_string())
-    });
-    let image = ImageRef::parse(&container.image).map_err(|error| {
-        found.refuse(format!("{place}/image"), Code::INVALID_IMAGE, error.to_string())
-    });
-    for (list, field) in [(&container.command, "command"), (&container.args, "args")] {
-        for (i, text) in list.iter().flatten().enumerate() {
-            check_text(text, || format!("{place}/{field}/{i}"), found);
-        }
-    }
-    if container.command.as_ref().and_then(|command| command.first()).is_some_and(String::is_empty)
-    {
-        found.refuse(format!("{place}/command/0"), Code::INVALID_VALUE, "must name a program");
-    }
-    if container.env.len() > MAX_ENTRIES {
-        let message = format!("more than {MAX_ENTRIES} entries");
-        found.refuse(format!("{place}/env"), Code::TOO_MANY, message);
-    }
-    for (key, value) in &container.env {
-        let path = || format!("{place}/env/{}", key.replace('~', "~0").replace('/', "~1"));
-        if key.is_empty() || key.contains(['=', '\0']) || key.len() > 256 {
-            let message = "a variable's name must not be empty, hold = or NUL, or exceed 256 bytes";
-            found.refuse(path(), Code::INVALID_NAME, message);
-        }
-        check_text(value, path, found);
-    }
-    if let Some(directory) = &container.working_dir {
-        let path = || format!("{place}/working_dir");
-        if !directory.starts_with('/') {
-            found.refuse(path(), Code::INVALID_VALUE, "must be an absolute path");
-        }
-        check_text(directory, path, found);
-    }
-    if let Some(user) = &container.user {
-        if !is_user(user) {
-            let message = "must be USER, UID, USER:GROUP or UID:GID";
-            found.refuse(format!("{place}/user"), Code::INVALID_VALUE, message);
-        }
-    }
-    Some(Container {
-        name: name.ok()?,
-        image: image.ok()?,
-        command: container.command,
-        args: container.args,
-        env: container.env,
-        working_dir: container.working_dir,
-        user: container.user,
-        readonly_root: container.readonly_root,
-    })
 }
 
 fn check_text(text: &str, place: impl Fn() -> String, found: &mut Found<'_>) {
@@ -241,29 +294,25 @@ fn check_text(text: &str, place: impl Fn() -> String, found: &mut Found<'_>) {
     }
 }
 
-fn is_user(text: &str) -> bool {
-    let part = |p: &str| {
-        !p.is_empty()
-            && p.len() <= 64
-            && !p.starts_with('-')
-            && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
-    };
-    match text.split_once(':') {
-        Some((user, group)) => part(user) && part(group),
-        None => part(text),
-    }
+fn resource_name(
+    text: &str,
+    place: impl Into<String>,
+    found: &mut Found<'_>,
+) -> Option<ResourceName> {
+    ResourceName::parse(text)
+        .map_err(|error| found.refuse(place, Code::INVALID_NAME, error.to_string()))
+        .ok()
 }
 
 fn shortened(text: &str) -> String {
     text.chars().take(60).collect()
 }
 
-/// Hashes what a running container cannot change. Fields at their default are not in the wire
-/// form, so the hash of an old document stays the same when a newer version adds fields.
-fn definition_hash(workload: &wire::Workload) -> DefinitionHash {
-    let parts = (workload.network, &workload.containers);
-    let bytes = serde_json::to_vec(&parts).expect("a definition is plain JSON");
-    let hash = digest(&SHA256, &bytes);
-    let hex: String = hash.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    DefinitionHash::from_label(&hex)
+/// A field's name as a JSON Pointer token (RFC 6901).
+fn escaped(field: &str) -> String {
+    field.replace('~', "~0").replace('/', "~1")
+}
+
+fn unescaped(field: &str) -> String {
+    field.replace("~1", "/").replace("~0", "~")
 }

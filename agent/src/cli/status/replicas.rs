@@ -1,11 +1,16 @@
-//! One replica in words.
+//! One replica in words, and one update.
+
+use std::collections::BTreeSet;
 
 use coracle_protocol::Timestamp;
-use coracle_protocol::reported::{ExitReport, ReplicaReport, ReplicaState, WorkloadReport};
+use coracle_protocol::reported::{
+    ExitReport, ReplicaReport, ReplicaState, StoppedReport, UpdateReport, UpdateState,
+    WorkloadReport,
+};
 use nix::sys::signal::Signal;
 
 use super::super::style::{Style, Tone};
-use super::super::text::{clean, glue, size, span};
+use super::super::text::{clean, count, glue, size, span};
 use crate::status::PullStatus;
 
 /// `web.0`
@@ -24,6 +29,15 @@ pub(in crate::cli) fn word(state: ReplicaState) -> &'static str {
         ReplicaState::Starting => "starting",
         ReplicaState::Stopping => "stopping",
         ReplicaState::BackOff => "back-off",
+        ReplicaState::Stopped => "stopped",
+    }
+}
+
+/// What is told of a replica in one word, or two.
+pub(in crate::cli) fn words(replica: &ReplicaReport) -> &'static str {
+    match replica.state {
+        ReplicaState::Running if !replica.ready => "not ready",
+        state => word(state),
     }
 }
 
@@ -34,12 +48,23 @@ pub(in crate::cli) fn tone(state: ReplicaState) -> Tone {
         ReplicaState::Pending
         | ReplicaState::Pulling
         | ReplicaState::Starting
-        | ReplicaState::Stopping => Tone::Busy,
+        | ReplicaState::Stopping
+        | ReplicaState::Stopped => Tone::Busy,
     }
 }
 
-pub(super) fn is_well(state: ReplicaState) -> bool {
-    tone(state) == Tone::Good
+pub(in crate::cli) fn tone_of(replica: &ReplicaReport) -> Tone {
+    if is_unready(replica) { Tone::Busy } else { tone(replica.state) }
+}
+
+/// Whether it runs and cannot take work.
+pub(in crate::cli) fn is_unready(replica: &ReplicaReport) -> bool {
+    replica.state == ReplicaState::Running && !replica.ready
+}
+
+/// Whether it does its work, or did it.
+pub(in crate::cli) fn is_well(replica: &ReplicaReport) -> bool {
+    tone_of(replica) == Tone::Good
 }
 
 /// Everything else there is to say, in one line.
@@ -50,11 +75,32 @@ pub(super) fn details(
     now: Timestamp,
 ) -> String {
     let mut parts = Vec::new();
+    parts.extend(workload.stopped.as_ref().map(|stopped| stopped_words(stopped, now)));
     if replica.state == ReplicaState::Pulling {
         parts.extend(pull_of(workload, pulls).map(pull_words));
     }
-    parts.extend(replica.pid.map(|pid| format!("pid {pid}")));
-    parts.extend(replica.reason.clone());
+    // Whose reason it is.
+    let told = replica.containers.iter().find(|c| c.reason.is_some() && c.reason == replica.reason);
+    let reason = replica.reason.as_ref().map(|reason| match told {
+        Some(container) => format!("{}: {reason}", container.name),
+        None => reason.clone(),
+    });
+    let unready = is_unready(replica);
+    if unready {
+        let why = reason.as_ref().map(|reason| format!("not ready: {reason}"));
+        parts.push(why.unwrap_or("not ready".to_owned()));
+    }
+    match replica.containers.len() {
+        0 => parts.extend(replica.pid.map(|pid| format!("pid {pid}"))),
+        _ if replica.state == ReplicaState::Stopped => {}
+        all => {
+            let well = |state| tone(state) == Tone::Good;
+            let well = replica.containers.iter().filter(|c| well(c.state)).count();
+            parts.push(format!("{well} of {all} containers"));
+        }
+    }
+    parts.extend(replica.address.map(|address| format!("at {address}")));
+    parts.extend(reason.filter(|_| !unready));
     parts.extend(replica.next_try.map(|at| next_try(at, now)));
     if replica.restarts > 0 {
         let times = if replica.restarts == 1 {
@@ -65,8 +111,9 @@ pub(super) fn details(
         parts.push(format!("restarted {times}"));
     }
     // A reason to wait tells how it ended.
-    if replica.reason.is_none() {
-        let last = if replica.state == ReplicaState::Running { "last " } else { "" };
+    if replica.reason.is_none() || unready {
+        let before = matches!(replica.state, ReplicaState::Running | ReplicaState::Stopped);
+        let last = if before { "last " } else { "" };
         let exit = replica.last_exit.as_ref();
         parts.extend(exit.map(|exit| format!("{last}{}", exit_words(exit, now))));
     }
@@ -76,6 +123,47 @@ pub(super) fn details(
     parts.join("; ")
 }
 
+/// `stopped by hand 3 min ago`
+pub(in crate::cli) fn stopped_words(stopped: &StoppedReport, now: Timestamp) -> String {
+    let how = if stopped.drained { "drained" } else { "stopped" };
+    format!("{how} by hand {}", glue(&roughly_ago(stopped.since, now)))
+}
+
+/// How far an update is: `2 of 3 replicas replaced; waits for ...`, or
+/// `update taken back: ...; runs generation 4`.
+pub(in crate::cli) fn update_words(
+    workload: &WorkloadReport,
+    update: &UpdateReport,
+    pulls: &[PullStatus],
+) -> String {
+    let mut parts = Vec::new();
+    let reason = update.reason.clone();
+    match update.state {
+        UpdateState::Progressing => {
+            let UpdateReport { updated, replicas, .. } = update;
+            parts.push(format!("{updated} of {} replaced", count(*replicas as usize, "replica")));
+            parts.extend(pull_of(workload, pulls).map(pull_words).or(reason));
+        }
+        UpdateState::RolledBack => {
+            let why = reason.map(|reason| format!("update taken back: {reason}"));
+            parts.push(why.unwrap_or("update taken back".to_owned()));
+            parts.extend(generations(workload));
+        }
+    }
+    parts.join("; ")
+}
+
+/// Which generations the replicas are of that there are: `runs generation 4`.
+fn generations(workload: &WorkloadReport) -> Option<String> {
+    let all: BTreeSet<u64> = workload.replicas.iter().filter_map(|r| r.generation).collect();
+    let named: Vec<_> = all.iter().map(u64::to_string).collect();
+    match named.as_slice() {
+        [] => None,
+        [one] => Some(format!("runs generation {one}")),
+        several => Some(format!("runs generations {}", several.join(" and "))),
+    }
+}
+
 fn exit_words(exit: &ExitReport, now: Timestamp) -> String {
     let signal = exit.code.checked_sub(128).and_then(|number| i32::try_from(number).ok());
     let signal = signal.and_then(|number| Signal::try_from(number).ok());
@@ -83,7 +171,8 @@ fn exit_words(exit: &ExitReport, now: Timestamp) -> String {
         Some(signal) => format!("by {}", signal.as_str()),
         None => format!("with exit code {}", exit.code),
     };
-    format!("ended {how}, {}", glue(&ago(exit.at, now)))
+    let why = if exit.out_of_memory { "out of memory, " } else { "" };
+    format!("{why}ended {how}, {}", glue(&ago(exit.at, now)))
 }
 
 /// `3 min 5 s ago`
@@ -123,17 +212,13 @@ pub(super) fn next_try(at: Timestamp, now: Timestamp) -> String {
 }
 
 fn pull_of<'a>(workload: &WorkloadReport, pulls: &'a [PullStatus]) -> Option<&'a PullStatus> {
-    pulls.iter().find(|pull| pull.image == workload.image)
+    let mut images = workload.further_images.iter().map(|further| &further.image);
+    pulls.iter().find(|pull| pull.image == workload.image || images.any(|i| *i == pull.image))
 }
 
 /// How much of its image is there, while it is downloaded.
-pub(super) fn percent(
-    workload: &WorkloadReport,
-    replica: &ReplicaReport,
-    pulls: &[PullStatus],
-) -> Option<u64> {
-    let pull = pull_of(workload, pulls).filter(|_| replica.state == ReplicaState::Pulling)?;
-    percent_of(pull)
+pub(super) fn percent(workload: &WorkloadReport, pulls: &[PullStatus]) -> Option<u64> {
+    percent_of(pull_of(workload, pulls)?)
 }
 
 fn percent_of(pull: &PullStatus) -> Option<u64> {

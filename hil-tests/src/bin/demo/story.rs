@@ -150,7 +150,7 @@ impl Story {
     fn workload(&mut self, image: &str) -> Result<Workload> {
         if self.args.image.is_some() {
             let mut workload = orders::workload(WORKLOAD, image);
-            workload.network = Network::Host;
+            workload.network = Some(Network::Host);
             return Ok(workload);
         }
         let port = free_port()?;

@@ -89,7 +89,7 @@ impl Platform {
 }
 
 /// Something that can be pushed or imported: an image, or an index of some.
-pub trait Content {
+pub trait Content: Sync {
     /// The outermost manifest or index.
     fn root(&self) -> &Blob;
     /// The manifests that the root names, if it is an index.

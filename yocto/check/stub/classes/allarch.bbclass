@@ -1,0 +1,1 @@
+# The real one is of OpenEmbedded-Core.
