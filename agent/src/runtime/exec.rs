@@ -259,12 +259,12 @@ impl Place {
     async fn clear(&self) -> Result<(), RuntimeError> {
         let cleared = async {
             loop {
-                self.kill().await?;
-                let Err(status) = self.delete().await else { return Ok(()) };
-                let error = self.error(DELETE, status);
-                // Otherwise it is being killed and still there; a code of its own that has not.
-                if error.is_unreachable() {
-                    return Err(error);
+                match self.kill_and_delete().await {
+                    Err(error) if !error.is_unreachable() => {
+                        // It is being started, or killed and still there.
+                        debug!(container = %self.id, %error, "a command is not cleared away yet");
+                    }
+                    ended => return ended,
                 }
                 if let Ok(Err(error)) = timeout(CLEAR_PAUSE, self.wait()).await {
                     debug!(container = %self.id, %error, "a killed command is not waited for");
@@ -279,6 +279,11 @@ impl Place {
                 Err(RuntimeError::TimedOut { doing, id: self.id.clone() })
             }
         }
+    }
+
+    async fn kill_and_delete(&self) -> Result<(), RuntimeError> {
+        self.kill().await?;
+        self.delete().await.map_err(|status| self.error(DELETE, status))
     }
 
     /// SIGKILL to the command and its children, of which containerd knows nothing.
