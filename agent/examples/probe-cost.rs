@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle::probes::{Commands, ProbeTarget, run};
+use coracle_core::artifact::Software;
 use coracle_core::desired::{Check, Container, Limits, Probe, Probes};
 use coracle_core::image::ImageRef;
 use coracle_core::name::{ContainerId, ContainerName};
@@ -143,7 +144,9 @@ fn target(network: &Path, check: &Check) -> Result<ProbeTarget> {
     let probes = Probes { readiness, ..Probes::default() };
     let container = Container {
         name: ContainerName::parse("main").map_err(|error| error.to_string())?,
-        image: ImageRef::parse("registry.example/web:1").map_err(|error| error.to_string())?,
+        software: Software::Image(
+            ImageRef::parse("registry.example/web:1").map_err(|error| error.to_string())?,
+        ),
         command: None,
         args: None,
         env: Default::default(),

@@ -18,11 +18,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
-use crate::api::{Api, ApiError};
+use crate::api::{Api, ApiError, Remote};
+use crate::artifacts::Artifacts;
 use crate::config::{ApiConfig, Config};
 use crate::containerd::Containerd;
 use crate::event_loop::{EventLoop, Local, Setup, Sources};
-use crate::execute::{Around, Executor, chain};
+use crate::execute::{Around, Executor, Native, chain};
 use crate::health::{Finding, Health};
 use crate::images::{Images, ImagesError};
 use crate::link::Link;
@@ -59,7 +60,8 @@ async fn daemon(config: Config) -> Result<()> {
     let containerd = Containerd::new(&config.containerd)?;
     let (images, troubles) = Images::with_what_there_is(containerd.clone(), &config.registries)?;
     let policy = Installed::load(&config.policy);
-    let known = vec![trust, registries(&troubles), Finding::of_policy(&policy.state)];
+    let mut known = vec![trust, registries(&troubles), Finding::of_policy(&policy.state)];
+    let remote = offer_api_over_tcp(&config.api, &mut known).await;
     let health = Health::new(config.clone(), device.clone(), known);
     let secrets = Arc::new(Secrets::new(&config.state_dir, device.gateway));
     let preflight =
@@ -74,11 +76,19 @@ async fn daemon(config: Config) -> Result<()> {
         logs: logs::dir(&config.logs, &config.state_dir),
     };
     let policy = Arc::new(policy);
-    let around = Around::new(&config, networks.clone(), mounts.clone(), identities, policy);
+    let around = Around::new(&config, networks.clone(), mounts.clone(), identities, policy.clone());
+    let (artifacts, missing) = Artifacts::new(config.native_prefix(), &config.artifacts)?;
+    for trouble in missing {
+        error!(error = %chain(&trouble), "a repository's certificates cannot be used");
+    }
+    if let Err(error) = artifacts.sweep().await {
+        warn!(error = %chain(&error), "what is left of artifacts cannot be cleared away");
+    }
+    let native = Native::new(&config, artifacts, policy);
     let (ask, asked) = watch::channel(Vec::new());
     let (verdicts, probed) = mpsc::channel(WAITING);
     let containers = ContainerdRuntime::new(containerd.clone());
-    let hands = Executor::new(containers.clone(), images, around, ask);
+    let hands = Executor::new(containers.clone(), images, native, around, ask);
     let (store, loaded) =
         Store::open(&config.state_dir, device.factory_orders.as_deref(), check_in_child)
             .with_context(|| format!("cannot open the store in {}", config.state_dir.display()))?;
@@ -117,7 +127,8 @@ async fn daemon(config: Config) -> Result<()> {
 
     let follow = tokio::spawn(runtime::follow(containerd, exits));
     let probes = tokio::spawn(probes::run(containers, asked, verdicts));
-    let api = offer_api(config.api).await?;
+    let logs = logs::dir(&config.logs, &config.state_dir);
+    let api = offer_api(&config.api, remote, logs).await?;
     let api = api.map(|api| tokio::spawn(api.serve(calls, event_loop.newest_happening())));
     let link = link.map(|link| tokio::spawn(link.run(ended(shutdown.clone()))));
     let signals = tokio::spawn(await_signal(end));
@@ -179,13 +190,35 @@ fn registries(troubles: &[ImagesError]) -> Finding {
 
 /// Workloads matter more than the local API: without it the agent goes on, unless that is because
 /// another agent is at work.
-async fn offer_api(config: ApiConfig) -> Result<Option<Api>> {
-    match Api::listen(config).await {
+async fn offer_api(
+    config: &ApiConfig,
+    remote: Option<Remote>,
+    logs: PathBuf,
+) -> Result<Option<Api>> {
+    match Api::listen(config, remote, logs).await {
         Ok(api) => Ok(Some(api)),
         Err(error @ ApiError::InUse(_)) => Err(error.into()),
         Err(error) => {
             error!(error = chain(&error), "there is no local API");
             Ok(None)
+        }
+    }
+}
+
+/// The way into the API over TCP, if one is configured, and what is to be said of it. Without it the
+/// socket stays.
+async fn offer_api_over_tcp(config: &ApiConfig, known: &mut Vec<Finding>) -> Option<Remote> {
+    const NAME: &str = "api-tls";
+    match Remote::start(config.tls.as_ref()?).await {
+        Ok(remote) => {
+            let address = remote.address().map_or_else(|e| e.to_string(), |a| a.to_string());
+            known.push(Finding::good(NAME, "listening", format!("the API is at {address}, too")));
+            Some(remote)
+        }
+        Err(error) => {
+            let message = format!("the API is not offered over TCP: {}", chain(&error));
+            known.push(Finding::bad(NAME, "unusable", message));
+            None
         }
     }
 }

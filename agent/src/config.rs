@@ -1,10 +1,11 @@
 //! The configuration file, TOML: read once at start, refused as a whole if anything in it is wrong.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use coracle_protocol::GatewayId;
+use rustls_pki_types::ServerName;
 use serde::Deserialize;
 
 /// Where the configuration is looked for if no other place is named.
@@ -58,6 +59,9 @@ pub struct Config {
     /// Who judges configurations by their templates.
     #[serde(default)]
     pub templates: TemplatesConfig,
+    /// Software that is no image.
+    #[serde(default)]
+    pub artifacts: ArtifactsConfig,
     /// Registries that need more than HTTPS with the system's certificates.
     #[serde(default)]
     pub registries: Vec<RegistryConfig>,
@@ -96,6 +100,78 @@ impl Default for ContainerdConfig {
             runtime: "io.containerd.runc.v2".into(),
             cgroup: "/coracle".into(),
         }
+    }
+}
+
+/// Artifacts and the native services that run them.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ArtifactsConfig {
+    /// Directory of installed software and of the services' runtime directories; `STATE_DIR/native`
+    /// by default. It may be a file system of its own.
+    pub prefix: Option<PathBuf>,
+    /// Where artifacts come from that an order names no repository for; asked in this order.
+    pub repositories: Vec<RepositoryConfig>,
+    /// Most that one artifact may take.
+    pub limits: ArtifactLimits,
+}
+
+impl ArtifactsConfig {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.prefix.as_ref().is_some_and(|prefix| !prefix.is_absolute()) {
+            return Err("artifacts.prefix must be an absolute path");
+        }
+        let ArtifactLimits { zip_mib, unpacked_mib, entries, ratio } = self.limits;
+        if [zip_mib, unpacked_mib, entries, ratio].contains(&0) {
+            return Err("artifacts.limits must all be at least 1");
+        }
+        Ok(())
+    }
+}
+
+/// A repository of artifacts.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryConfig {
+    /// Its URL, such as `https://repo.example/releases`. Plain HTTP is spoken where it says so.
+    pub url: String,
+    /// How it is laid out.
+    #[serde(default)]
+    pub layout: Layout,
+    /// File with further certificates to trust, PEM.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+}
+
+/// How a repository of artifacts is laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// `GROUP/NAME/VERSION/NAME-VERSION.zip`, the group's dots as slashes
+    /// (<https://maven.apache.org/repository/layout.html>).
+    #[default]
+    Maven,
+    /// All in one directory: `GROUP-NAME-VERSION.zip`.
+    Flat,
+}
+
+/// Most that one artifact may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ArtifactLimits {
+    /// Of the ZIP, in MiB.
+    pub zip_mib: u64,
+    /// Of all files in it, in MiB.
+    pub unpacked_mib: u64,
+    /// How many files and directories.
+    pub entries: u64,
+    /// How many times larger than in the ZIP what is unpacked may be, beyond the first MiB.
+    pub ratio: u64,
+}
+
+impl Default for ArtifactLimits {
+    fn default() -> Self {
+        Self { zip_mib: 1024, unpacked_mib: 4096, entries: 100_000, ratio: 200 }
     }
 }
 
@@ -293,13 +369,69 @@ pub struct LinkConfig {
 pub struct ApiConfig {
     /// Where its Unix socket is.
     pub socket: PathBuf,
-    /// Group whose members may read; root and the agent's own user may do everything.
+    /// Group whose members may do everything, as root and the agent's own user may.
+    pub admin_group: Option<String>,
+    /// Group whose members may read.
     pub group: Option<String>,
+    /// The same API over TCP, for those that have a certificate.
+    pub tls: Option<ApiTlsConfig>,
+}
+
+/// The API over TCP with TLS and client certificates.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiTlsConfig {
+    /// Address and port to listen on, such as `0.0.0.0:8443`.
+    pub listen: SocketAddr,
+    /// File with the API's certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// File with its private key, PEM.
+    pub key: PathBuf,
+    /// File with the certificates of the authorities that vouch for clients, PEM.
+    pub client_ca: PathBuf,
+    /// Alternative names in the certificates of those who may do everything.
+    #[serde(default)]
+    pub change: Vec<CertificateName>,
+    /// The same of those who may read.
+    #[serde(default)]
+    pub read: Vec<CertificateName>,
+}
+
+/// A name in a certificate: a DNS name or an IP address.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct CertificateName(ServerName<'static>);
+
+impl CertificateName {
+    /// As it is verified.
+    pub fn as_name(&self) -> &ServerName<'static> {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for CertificateName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let refused = format!("{name:?} is no DNS name and no IP address");
+        ServerName::try_from(name).map(Self).map_err(|_| refused)
+    }
+}
+
+impl ApiConfig {
+    fn check(&self) -> Result<(), &'static str> {
+        match &self.tls {
+            Some(tls) if tls.change.is_empty() && tls.read.is_empty() => {
+                Err("api.tls.change and api.tls.read are empty: nobody could use it")
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Default for ApiConfig {
     fn default() -> Self {
-        Self { socket: "/run/coracle/api.sock".into(), group: None }
+        Self { socket: "/run/coracle/api.sock".into(), admin_group: None, group: None, tls: None }
     }
 }
 
@@ -427,6 +559,11 @@ impl Config {
         Self::parse(&text).map_err(|message| ConfigError::Invalid { path: path.into(), message })
     }
 
+    /// Directory of installed software and of the services' runtime directories.
+    pub fn native_prefix(&self) -> PathBuf {
+        self.artifacts.prefix.clone().unwrap_or_else(|| self.state_dir.join("native"))
+    }
+
     /// Where an identity is installed.
     pub fn identity_dir(&self) -> PathBuf {
         self.identity.clone().unwrap_or_else(|| self.state_dir.join("identity"))
@@ -446,8 +583,10 @@ impl Config {
         if let Some(link) = &config.link {
             link.check()?;
         }
+        config.api.check()?;
         config.logs.check()?;
         config.templates.check()?;
+        config.artifacts.check()?;
         for registry in &config.registries {
             if registry.plain_http && registry.ca.is_some() {
                 return Err(format!(
@@ -516,7 +655,24 @@ mod tests {
             let error = Config::parse(&format!("[logs]\n{key} = {value}")).unwrap_err();
             assert!(error.contains(&format!("logs.{key}")), "{error}");
         }
+        let files = "certificate = \"c\"\nkey = \"k\"\nclient_ca = \"a\"\n";
+        let tls = |lines: &str| Config::parse(&format!("[api.tls]\n{files}{lines}"));
+        let good =
+            tls("listen = \"[::]:8443\"\nchange = [\"ops.example\", \"192.0.2.1\"]").unwrap();
+        assert_eq!(good.api.tls.unwrap().change.len(), 2);
+        for (lines, reason) in [
+            ("listen = \"0.0.0.0:8443\"", "nobody could use it"),
+            ("listen = \"0.0.0.0\"\nread = [\"a\"]", "invalid socket address"),
+            ("listen = \"0.0.0.0:1\"\nread = [\"a b\"]", "\"a b\" is no DNS name"),
+        ] {
+            let error = tls(lines).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
         let error = Config::parse("[templates]\nprogram = \"config-check\"").unwrap_err();
         assert!(error.contains("templates.program"), "{error}");
+        let error = Config::parse("[artifacts]\nprefix = \"native\"").unwrap_err();
+        assert!(error.contains("artifacts.prefix"), "{error}");
+        let error = Config::parse("[artifacts.limits]\nratio = 0").unwrap_err();
+        assert!(error.contains("artifacts.limits"), "{error}");
     }
 }

@@ -22,13 +22,14 @@ mod lead;
 mod local;
 mod look;
 mod obey;
+mod operations;
 mod tell;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use coracle_core::artifact::{ArtifactId, Software};
 use coracle_core::history::{History, Now, RecordId};
-use coracle_core::image::ImageRef;
 use coracle_core::name::{ContainerId, ReplicaId};
 use coracle_core::observed::{Busy, Exit, Health as HealthOfContainer, Observed};
 use coracle_core::orders::Orders;
@@ -44,19 +45,21 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::info;
 
 use crate::clock::Clock;
-use crate::execute::{Execute, Failure, Outcome, Seen};
+use crate::execute::{Execute, Failure, Installed, Outcome, Seen};
 use crate::health::Health;
-use crate::images::Progress;
 use crate::intake::InForce;
 use crate::journal::Journal;
 use crate::link::{AckToken, LinkEvent, LinkHandle};
 use crate::preflight::Preflight;
+use crate::progress::Progress;
 use crate::readiness::Readiness;
 use crate::runtime::RuntimeEvent;
 use crate::status::{Call, LinkStatus};
 use crate::store::{Store, StoreError, StoredOrder};
 use crate::systemd::ServiceManager;
 use crate::trust::TrustedKeys;
+
+use operations::LongOperations;
 
 pub use local::Local;
 
@@ -91,6 +94,8 @@ pub enum Done {
     },
     /// Histories were stored, or not.
     Recorded(Vec<RecordId>, Result<(), StoreError>),
+    /// An operation asked for by hand, by its number: what was done, or why not.
+    LongWork(u64, Result<String, Failure>),
     /// Shared ports lead there now, or not.
     Shared(Traffic, Result<(), Failure>),
     /// Whether the store gave its sign of life.
@@ -175,7 +180,10 @@ pub struct EventLoop<E> {
 
     work: JoinSet<Done>,
     busy: BTreeMap<ReplicaId, Busy>,
-    pulls: BTreeMap<ImageRef, Pull>,
+    pulls: BTreeMap<Software, Pull>,
+    operations: LongOperations,
+    /// Artifacts, as they were last seen.
+    installed: BTreeMap<ArtifactId, Installed>,
     /// Ends of containers whose start has not been told yet.
     early_exits: BTreeMap<ContainerId, (u32, Exit)>,
     /// Rises with each change of what exists, so that a look that began before is not believed.
@@ -251,6 +259,8 @@ impl<E: Execute> EventLoop<E> {
             work: JoinSet::new(),
             busy: BTreeMap::new(),
             pulls: BTreeMap::new(),
+            operations: LongOperations::default(),
+            installed: BTreeMap::new(),
             early_exits: BTreeMap::new(),
             epoch: 0,
             looking: false,
@@ -326,6 +336,7 @@ impl<E: Execute> EventLoop<E> {
             Event::Call(call) => self.on_call(call).await,
             Event::Probed(id, health) => self.on_probed(id, health),
             Event::Done(Done::Shared(traffic, result)) => self.on_shared(traffic, result),
+            Event::Done(Done::LongWork(number, result)) => self.on_long_work(number, result),
             Event::Done(Done::Acted(outcome)) => self.on_outcome(*outcome),
             Event::Done(Done::Looked { epoch, seen }) => self.on_looked(epoch, seen),
             Event::Done(Done::Recorded(containers, result)) => self.on_recorded(containers, result),

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use coracle_core::artifact::{ArtifactId, Coordinate, Software};
 use coracle_core::backoff::Retry;
 use coracle_core::desired::{self, Check};
 use coracle_core::image::{Digest, ImageRef};
@@ -13,23 +15,30 @@ use coracle_core::observed::{Container, Pod};
 use coracle_core::plan::{Action, Adjust, Refresh, Start, Stop, Why};
 use coracle_core::probe::Before;
 use coracle_core::traffic::Traffic;
+use coracle_protocol::Timestamp;
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{debug, warn};
 
+use crate::artifacts::{ArtifactError, InstalledBy};
 use crate::clock::monotonic_now;
+use crate::containerd::LocalImage;
 pub use crate::error_chain::chain;
-use crate::images::{ImageError, Images, Progress};
+use crate::images::{ImageError, Images};
 use crate::mounts::MountError;
+use crate::native_status::{LongWork, ServiceStatus, Services};
 use crate::network::NetworkError;
 use crate::policy::HostPathProblem;
 use crate::probes::{self, ProbeTarget};
-use crate::runtime::{Runtime, RuntimeError};
+use crate::progress::Progress;
+use crate::runtime::{Root, Runtime, RuntimeError};
 use crate::workload_identity::IdentityError;
 
 mod around;
 mod commands;
+mod native;
 
 pub use around::Around;
+pub use native::Native;
 
 /// Longest message of a failure, in characters.
 const MAX_MESSAGE: usize = 300;
@@ -41,8 +50,29 @@ pub struct Seen {
     pub containers: BTreeMap<ContainerId, Container>,
     /// Images that are complete and unpacked.
     pub images: BTreeMap<ImageRef, Digest>,
+    /// Artifacts that are installed.
+    pub artifacts: BTreeMap<ArtifactId, Installed>,
     /// What is around our containers; or why that cannot be told.
     pub pods: Result<BTreeMap<ReplicaId, Pod>, Failure>,
+}
+
+/// An artifact that is installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installed {
+    /// Of the ZIP that it came as.
+    pub digest: Digest,
+    /// Size of that ZIP, in bytes.
+    pub zip_bytes: u64,
+    /// Size of its files, in bytes.
+    pub unpacked_bytes: u64,
+    /// How many files and directories it has.
+    pub entries: u64,
+    /// When it was installed.
+    pub installed_at: Timestamp,
+    /// It stays until somebody removes it.
+    pub by_hand: bool,
+    /// Where it is.
+    pub directory: PathBuf,
 }
 
 /// A container that was started.
@@ -58,7 +88,7 @@ pub struct Started {
 #[derive(Debug)]
 pub enum Outcome {
     /// Of [`Action::Pull`].
-    Pulled(ImageRef, Result<Digest, Failure>),
+    Pulled(Software, Result<Digest, Failure>),
     /// Of [`Action::Start`].
     Started(Start, Result<Started, Failure>),
     /// Of [`Action::Stop`] and [`Action::Remove`].
@@ -71,6 +101,8 @@ pub enum Outcome {
     Cleared(ReplicaId, Result<(), Failure>),
     /// Of [`Action::RemoveImage`].
     Forgotten(ImageRef, Result<(), Failure>),
+    /// Of [`Action::RemoveArtifact`].
+    ArtifactRemoved(ArtifactId, Result<(), Failure>),
 }
 
 /// Why an action failed.
@@ -98,6 +130,20 @@ pub trait Execute: Clone + Send + Sync + 'static {
 
     /// Makes shared ports lead where they are to.
     fn share(&self, traffic: Traffic) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Does something that was asked for by hand; gives what was done, for people.
+    fn work_long(
+        &self,
+        work: LongWork,
+        progress: watch::Sender<Progress>,
+    ) -> impl Future<Output = Result<String, Failure>> + Send;
+
+    /// Adds what is known of the directories of services, and those of services that there are no
+    /// more.
+    fn look_at_services(
+        &self,
+        services: Vec<(Coordinate, ServiceStatus)>,
+    ) -> impl Future<Output = Services> + Send;
 
     /// These containers are to be asked whether they do their work, and no others.
     fn ask(&self, asked: Vec<Asked>);
@@ -131,6 +177,7 @@ impl PartialEq for Asked {
 pub struct Executor<R> {
     runtime: R,
     images: Images,
+    native: Native,
     around: Around,
     probes: watch::Sender<Vec<ProbeTarget>>,
 }
@@ -140,10 +187,11 @@ impl<R: Runtime> Executor<R> {
     pub fn new(
         runtime: R,
         images: Images,
+        native: Native,
         around: Around,
         probes: watch::Sender<Vec<ProbeTarget>>,
     ) -> Self {
-        Self { runtime, images, around, probes }
+        Self { runtime, images, native, around, probes }
     }
 
     /// Lets a container end as it is to: first no new connection comes to its replica, then it
@@ -193,23 +241,58 @@ impl<R: Runtime> Executor<R> {
     }
 
     async fn start(&self, start: &Start) -> Result<Started, Failure> {
-        let reference = &start.container.image;
-        let image = match self.images.local(reference).await {
-            Ok(image) => image,
-            Err(error @ ImageError::NotLocal { .. }) => {
-                self.images.remove(reference).await?;
-                return Err(error.into());
-            }
-            Err(error) => return Err(error.into()),
+        let prepared = async {
+            let root = match &start.container.software {
+                Software::Image(image) => Root::Image(self.local_image(image).await?),
+                Software::Artifact(artifact) => {
+                    Root::Native(self.native.root(start, artifact).await?)
+                }
+            };
+            let made = self.around.make(start, &root).await?;
+            Ok::<_, Failure>((root, made))
         };
-        let (surroundings, pod) = self.around.make(start).await?;
-        match self.runtime.start(start, &image, &surroundings).await {
+        // The longest part of a restart is the end of what was there before.
+        let cleared = async {
+            if start.remains {
+                if let Err(error) = self.runtime.clear_dead(&start.id).await {
+                    debug!(id = %start.id, error = %chain(&error), "its start clears it away");
+                }
+            }
+        };
+        let (prepared, ()) = tokio::join!(prepared, cleared);
+        let (root, (surroundings, pod)) = prepared?;
+        match self.runtime.start(start, &root, &surroundings).await {
             Err(error @ RuntimeError::ImageMissing { .. }) => {
                 // So that it is no longer taken for complete, and fetched again.
-                self.images.remove(reference).await?;
+                if let Root::Image(image) = root {
+                    self.images.remove(&image.reference).await?;
+                }
                 Err(error.into())
             }
             result => Ok(Started { pid: result?, pod }),
+        }
+    }
+
+    async fn local_image(&self, image: &ImageRef) -> Result<LocalImage, Failure> {
+        match self.images.local(image).await {
+            Err(error @ ImageError::NotLocal { .. }) => {
+                self.images.remove(image).await?;
+                Err(error.into())
+            }
+            result => Ok(result?),
+        }
+    }
+
+    async fn fetch(
+        &self,
+        software: &Software,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<Digest, Failure> {
+        match software {
+            Software::Image(image) => Ok(self.images.pull(image, progress).await?),
+            Software::Artifact(artifact) => {
+                self.native.install(artifact, InstalledBy::Order, progress).await
+            }
         }
     }
 }
@@ -217,9 +300,9 @@ impl<R: Runtime> Executor<R> {
 impl<R: Runtime> Execute for Executor<R> {
     async fn act(&self, action: Action, progress: watch::Sender<Progress>) -> Outcome {
         match action {
-            Action::Pull { image } => {
-                let result = self.images.pull(&image, &progress).await;
-                Outcome::Pulled(image, result.map_err(Failure::from))
+            Action::Pull { software } => {
+                let result = self.fetch(&software, &progress).await;
+                Outcome::Pulled(software, result)
             }
             Action::Start(start) => {
                 let result = self.start(&start).await;
@@ -250,13 +333,30 @@ impl<R: Runtime> Execute for Executor<R> {
                 let result = self.images.remove(&image).await;
                 Outcome::Forgotten(image, result.map_err(Failure::from))
             }
+            Action::RemoveArtifact { artifact } => {
+                let result = self.native.remove(&artifact).await;
+                Outcome::ArtifactRemoved(artifact, result)
+            }
         }
     }
 
     async fn look(&self) -> Result<Seen, Failure> {
         let containers = self.runtime.list().await?;
         let images = self.images.list().await?;
-        Ok(Seen { containers, images, pods: self.around.list() })
+        let artifacts = self.native.list().await;
+        Ok(Seen { containers, images, artifacts, pods: self.around.list() })
+    }
+
+    async fn work_long(
+        &self,
+        work: LongWork,
+        progress: watch::Sender<Progress>,
+    ) -> Result<String, Failure> {
+        self.native.work(work, &progress).await
+    }
+
+    async fn look_at_services(&self, services: Vec<(Coordinate, ServiceStatus)>) -> Services {
+        self.native.look_at(services).await
     }
 
     async fn share(&self, traffic: Traffic) -> Result<(), Failure> {
@@ -292,6 +392,12 @@ impl From<RuntimeError> for Failure {
 impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Self {
         Self::new(&error, error.retry(), error.containerd_unreachable())
+    }
+}
+
+impl From<ArtifactError> for Failure {
+    fn from(error: ArtifactError) -> Self {
+        Self::new(&error, error.retry(), false)
     }
 }
 

@@ -48,10 +48,38 @@ pub const MOUNTS_POINTS: &[&str] = &[
     "remove.deleted",
 ];
 
+/// Every point of an installation, a removal, and the filling of a runtime directory.
+pub const ARTIFACTS_POINTS: &[&str] = &[
+    "download.noted",
+    "download.begun",
+    "download.appended",
+    "unpack.file_written",
+    "install.unpacked",
+    "install.synced",
+    "install.parents_made",
+    "install.named",
+    "download.discarding",
+    "remove.hidden",
+    "remove.deleted",
+    "runtime.forgotten",
+    "runtime.made",
+    "runtime.named",
+    "fill.staged",
+    "fill.moved",
+    "fill.synced",
+    "fill.noted",
+    "purge.forgotten",
+    "purge.hidden",
+    "purge.deleted",
+];
+
 /// The folders whose points are gone through by name. What is not listed would never be tried.
 #[cfg(debug_assertions)]
-const LISTED: &[(&str, &[&str])] =
-    &[("/src/store/", STORE_POINTS), ("/src/mounts/", MOUNTS_POINTS)];
+const LISTED: &[(&str, &[&str])] = &[
+    ("/src/store/", STORE_POINTS),
+    ("/src/mounts/", MOUNTS_POINTS),
+    ("/src/artifacts/", ARTIFACTS_POINTS),
+];
 
 /// One step. It is named on standard error when the process ends here.
 #[cfg(debug_assertions)]

@@ -1,4 +1,5 @@
-//! Keys that are made on this device and never leave it: one file each, made at first need.
+//! Keys that are made on this device and never leave it: one file each, made at first need. Keys that
+//! others gave are read by the same rules.
 //!
 //! In: a directory and a name. Out: the file's bytes. A file that is there is never written again,
 //! whatever is in it: a key that is lost takes with it all that depends on it.
@@ -61,6 +62,16 @@ pub fn read_or_make(
     write_new(dir, &path, &make()).map_err(failed("make"))?;
     // Whoever was first made it.
     read(&path).map_err(failed("read"))
+}
+
+/// The bytes of a key file that others made: a regular file and no link, closed to others from now
+/// on.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read_given(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyFileError> {
+    let failed = |source| KeyFileError::Io { action: "read", path: path.to_owned(), source };
+    read(path).map_err(failed)
 }
 
 fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {

@@ -1,12 +1,13 @@
 //! The gateway agent: daemon and command line in one binary.
 //!
 //! The house is a pyramid: `main`, `agent`, `event_loop`, `execute`, the adapters, then
-//! `coracle-core` and `coracle-protocol`. The adapters (`runtime`, `images`, `mounts`, `network`,
+//! `coracle-core` and `coracle-protocol`. The adapters (`runtime`, `images`, `artifacts`, `mounts`, `network`,
 //! `store`, `link`, `trust`, `health`, `api`, `cli`) never use each other; what two of them need is
 //! on the ground floor (`containerd`, `config`, `clock`).
 
 pub mod agent;
 pub mod api;
+pub mod artifacts;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -18,7 +19,9 @@ pub mod event_loop;
 pub mod execute;
 pub mod fault;
 pub mod file_system;
+mod file_tree;
 pub mod health;
+pub mod http_client;
 pub mod http_reply;
 pub mod identity;
 pub mod images;
@@ -26,14 +29,18 @@ pub mod intake;
 pub mod journal;
 pub mod key_file;
 pub mod link;
+mod locks;
 pub mod logs;
 pub mod machine;
 pub mod mounts;
+pub mod native_status;
 pub mod network;
+pub mod pem_file;
 pub mod policy;
 pub mod ports;
 pub mod preflight;
 pub mod probes;
+pub mod progress;
 pub mod provision;
 pub mod readiness;
 pub mod runtime;

@@ -21,9 +21,13 @@ use crate::config::LogsConfig;
 
 mod backward;
 mod reader;
+mod several;
+mod since;
 mod watch;
 
 pub use reader::{Item, Reader, Record, Run, Selection};
+pub use several::{Pattern, Sources};
+pub use since::parse_since;
 pub use watch::Watch;
 
 /// Of containers that no order names, the logs of this many are kept.

@@ -81,6 +81,8 @@ impl HostPathProblem {
 #[serde(deny_unknown_fields, default)]
 struct File {
     host_network: bool,
+    native_services: bool,
+    native_root: bool,
     host_paths: Vec<HostPathTable>,
     devices: Vec<String>,
     resources: BTreeMap<String, ResourceTable>,
@@ -115,6 +117,8 @@ impl Default for File {
         let policy = Policy::default();
         Self {
             host_network: policy.host_network,
+            native_services: policy.native_services,
+            native_root: policy.native_root,
             host_paths: Vec::new(),
             devices: Vec::new(),
             resources: BTreeMap::new(),
@@ -151,6 +155,8 @@ impl Installed {
         let (seccomp_profiles, bad) = profiles(&file.seccomp_dir);
         let policy = Policy {
             host_network: file.host_network,
+            native_services: file.native_services,
+            native_root: file.native_root,
             host_paths: file.host_paths.into_iter().map(HostPathTable::into).collect(),
             devices: file.devices,
             resources: file.resources.into_iter().map(|(name, r)| (name, r.into())).collect(),

@@ -5,8 +5,13 @@ use coracle_protocol::{GatewayId, Refusal, ReportedState, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use crate::native_status::{
+    Artifacts, LongWork, LongWorkRefusal, OperationStatus, Operations, Services,
+};
+
 /// `GET /v1/status`: everything about the gateway's orders and what became of them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Status {
     /// As it is reported to the fleet.
     pub reported: ReportedState,
@@ -19,6 +24,7 @@ pub struct Status {
 
 /// The connection to the broker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LinkStatus {
     /// `HOST:PORT`.
     pub broker: String,
@@ -34,6 +40,7 @@ pub struct LinkStatus {
 
 /// An image being fetched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PullStatus {
     /// Image reference.
     pub image: String,
@@ -48,6 +55,7 @@ pub struct PullStatus {
 
 /// One thing that happened, for people. Kept in memory only, and only the newest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Happening {
     /// Rises by one for each, from 1 at the start of the agent.
     pub sequence: u64,
@@ -64,6 +72,7 @@ pub struct Happening {
 
 /// `GET /v1/events`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Happenings {
     /// Oldest first.
     pub events: Vec<Happening>,
@@ -73,6 +82,7 @@ pub struct Happenings {
 
 /// `GET /v1/events`: what happened, and what a reader needs to go on from there.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EventsPage {
     /// What happened.
     #[serde(flatten)]
@@ -86,6 +96,7 @@ pub struct EventsPage {
 
 /// A named volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VolumeStatus {
     /// Its name.
     pub name: String,
@@ -106,13 +117,50 @@ pub struct VolumeStatus {
 
 /// `GET /v1/volumes`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Volumes {
     /// By name.
     pub volumes: Vec<VolumeStatus>,
 }
 
+/// `GET /v1/logs`: what is kept of one container's lines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct KeptLog {
+    /// `WORKLOAD.INDEX.CONTAINER`.
+    pub container: String,
+    /// Bytes on the disk.
+    pub size: u64,
+    /// When it was last written to.
+    pub newest: Option<Timestamp>,
+}
+
+/// `GET /v1/logs/WORKLOAD`: one line, or a part of one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct LogLine {
+    /// Who said it: `WORKLOAD.INDEX.CONTAINER`.
+    pub container: String,
+    /// When, to the microsecond; absent where lines are missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    /// `stdout`, `stderr`, or `coracle` for what is said of the container: that it started, that
+    /// lines are missing.
+    pub stream: String,
+    /// Whether the next line of this stream goes on with it.
+    pub partial: bool,
+    /// What was said; what is no UTF-8 is replaced.
+    pub text: String,
+}
+
+/// `DELETE /v1/volumes/NAME`: it is gone. An object that may come to say more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Removed {}
+
 /// What somebody does to a workload by hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Operation {
     /// Lets it run again.
@@ -126,8 +174,6 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [Self; 4] = [Self::Start, Self::Drain, Self::Stop, Self::Restart];
-
     /// As it stands in the path of a request.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -137,15 +183,11 @@ impl Operation {
             Self::Restart => "restart",
         }
     }
-
-    /// From the path of a request.
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|operation| operation.as_str() == text)
-    }
 }
 
 /// `POST /v1/workloads/NAME/OPERATION`: what was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Operated {
     /// For people.
     pub message: String,
@@ -183,6 +225,7 @@ pub enum VolumeRefusal {
 
 /// `GET /v1/secrets/key`: what secrets for this gateway are sealed with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SecretsKey {
     /// Whose key it is; sealed values are bound to it.
     pub gateway: GatewayId,
@@ -190,15 +233,30 @@ pub struct SecretsKey {
     pub key: String,
 }
 
-/// The body of every answer of the API that is not the one asked for.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The body of every answer that is not the one asked for: problem details (RFC 9457).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Problem {
+    /// What kind of problem it is: a URI reference such as `/problems/not-found`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The same for people, in a few words.
+    pub title: String,
+    /// The status of the answer.
+    pub status: u16,
     /// What is wrong and what to do, for people.
-    pub error: String,
+    pub detail: String,
+    /// Of an order that is refused: its generation, where it could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// Of an order that is refused: every reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refusals: Vec<Refusal>,
 }
 
 /// What became of an order given to `POST /v1/orders`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Applied {
     /// The order's generation, where it could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -229,6 +287,18 @@ pub enum Call {
     RemoveVolume(String, oneshot::Sender<Result<(), VolumeRefusal>>),
     /// Something to do to the workload of this name.
     Operate(String, Operation, oneshot::Sender<Result<Operated, OperationRefusal>>),
+    /// The artifacts that are installed.
+    Artifacts(oneshot::Sender<Artifacts>),
+    /// The native services.
+    Services(oneshot::Sender<Services>),
+    /// The workload whose first replica stands at this coordinate, or why there is none.
+    WorkloadAt(String, oneshot::Sender<Result<String, String>>),
+    /// Something that takes long.
+    Begin(LongWork, oneshot::Sender<Result<OperationStatus, LongWorkRefusal>>),
+    /// What takes long, under way or ended lately.
+    Operations(oneshot::Sender<Operations>),
+    /// One of these, by its id.
+    Operation(String, oneshot::Sender<Option<OperationStatus>>),
     /// What secrets for this gateway are sealed with, or why that cannot be told.
     SecretsKey(oneshot::Sender<Result<SecretsKey, String>>),
     /// What tokens of workloads are verified with, a JWK Set, or why that cannot be told.

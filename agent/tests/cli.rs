@@ -62,6 +62,18 @@ fn help_has_examples_and_exit_codes_and_usage_errors_end_with_2() {
         "restart",
         "volumes",
         "volumes rm",
+        "artifact list",
+        "artifact show",
+        "artifact install",
+        "artifact remove",
+        "service list",
+        "service show",
+        "service start",
+        "service stop",
+        "service drain",
+        "service restart",
+        "service purge",
+        "purge",
         "secrets key",
         "identity keys",
     ] {
@@ -90,7 +102,13 @@ fn without_an_agent_every_client_ends_with_3_and_says_what_to_do() {
     let nowhere = nowhere.to_str().unwrap();
     let operate = ["start", "stop", "drain", "restart"].map(|operation| vec![operation, "web"]);
     let clients = [vec!["status"], vec!["ps"], vec!["events"], vec!["apply", &order]];
-    for args in clients.into_iter().chain(operate) {
+    let native = [
+        vec!["artifact", "list"],
+        vec!["artifact", "install", "org.example:gauge:1"],
+        vec!["service", "stop", "a.gauge.alice.line-1"],
+        vec!["purge", "--yes", "gauge"],
+    ];
+    for args in clients.into_iter().chain(operate).chain(native) {
         let (code, output, error) = run(coracle(&args).args(["--socket", nowhere]));
         assert_eq!((code, output.as_str()), (3, ""));
         assert_eq!(
@@ -399,7 +417,7 @@ fn events_are_told_and_followed() {
     assert!(lines.next().unwrap().ends_with("an order was refused"));
     let dir = Arc::clone(&agent.dir);
     drop(agent);
-    let agent = FakeAgent::at(dir, None);
+    let agent = FakeAgent::at(dir, coracle::config::ApiConfig::default());
     agent.happen(None, "started anew");
     assert!(lines.next().unwrap().ends_with("started anew"));
 }

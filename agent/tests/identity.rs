@@ -151,7 +151,7 @@ fn what_is_not_granted_or_not_asked_rightly_is_refused() {
     ] {
         let answer = get(&dir, path);
         assert_eq!(answer.status, status, "{path}: {}", answer.body);
-        assert!(answer.json()["error"].is_string() && !answer.body.contains(SECRET));
+        assert!(answer.json()["detail"].is_string() && !answer.body.contains(SECRET));
     }
     let refused = send(&dir, "DELETE /v1/credentials/pw HTTP/1.1\r\nhost: x\r\n\r\n");
     assert_eq!(refused.status, 405);

@@ -96,6 +96,14 @@ impl Callers {
         callers
     }
 
+    /// Begins: one caller on this machine, with short connections to `HOST:PORT`.
+    pub fn from_here(address: &str) -> Self {
+        let (seen, end) = (Arc::default(), Arc::default());
+        let (address, shared, ending) = (address.to_owned(), Arc::clone(&seen), Arc::clone(&end));
+        let thread = std::thread::spawn(move || short(&address, &shared, &ending));
+        Self { seen, end, threads: vec![thread] }
+    }
+
     fn call(&mut self, place: &Place, port: u16, load: Load, inside: bool) {
         let (place, seen, end) = (place.clone(), Arc::clone(&self.seen), Arc::clone(&self.end));
         self.threads.push(std::thread::spawn(move || {

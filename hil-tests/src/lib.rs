@@ -19,6 +19,7 @@ pub mod bench;
 pub mod callers;
 pub mod facts;
 pub mod gateway;
+pub mod native;
 pub mod orders;
 pub mod service;
 pub mod traces;

@@ -29,10 +29,12 @@ pub const FEATURES: &[&str] = &[
     "environment-templates",
     "limits",
     "mounts",
+    "native-services",
     "pods",
     "pod-network",
     "probes",
     "security",
+    "units",
     "updates",
     "workload-identity",
 ];
@@ -112,9 +114,13 @@ pub struct WorkloadType {
     /// What the configuration of each workload must look like, and where its containers find it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_template: Option<ConfigTemplate>,
-    /// The containers.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 16)))]
+    /// The containers, if it is not a native service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 16)))]
     pub containers: Vec<Container>,
+    /// The native service, in place of containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Service>,
     /// See [`Workload::identity`].
     #[serde(default, skip_serializing_if = "is_default")]
     pub identity: bool,
@@ -135,7 +141,8 @@ pub struct ConfigTemplate {
     pub env: BTreeMap<String, String>,
 }
 
-/// One thing to keep running: a pod of containers that share a network namespace.
+/// One thing to keep running: a pod of containers that share a network namespace, or a native
+/// service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
 pub struct Workload {
@@ -189,10 +196,21 @@ pub struct Workload {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(length(max = 64)))]
     pub grants: Vec<String>,
-    /// The containers, if it is not made from a type.
+    /// The containers, if it is not made from a type and no native service.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schemars(length(max = 16)))]
     pub containers: Vec<Container>,
+    /// The native service, in place of containers, if it is not made from a type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Service>,
+    /// Where the native service stands: `instance.service.user.cell`. Its first replica stands there,
+    /// further ones at `instance-INDEX`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinate: Option<String>,
+    /// Workloads of one unit are updated as one: if one of them returns to what it was before, so do
+    /// the others. A name as for workloads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
 }
 
 impl DesiredState {
@@ -234,6 +252,9 @@ impl Default for Workload {
             identity: false,
             grants: Vec::new(),
             containers: Vec::new(),
+            service: None,
+            coordinate: None,
+            unit: None,
         }
     }
 }
@@ -426,6 +447,123 @@ pub struct Container {
     /// How it is found out whether it does its work.
     #[serde(default, skip_serializing_if = "is_default")]
     pub probes: Probes,
+}
+
+/// Native software: a program of an artifact, started beside the gateway's own files, which it can
+/// read and not write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+pub struct Service {
+    /// The artifact, `group:name:version`.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 302)))]
+    pub artifact: String,
+    /// SHA-256 of the artifact's ZIP, 64 hexadecimal digits; without it, what the repository says in
+    /// the file beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = r"^[0-9a-f]{64}$")))]
+    pub sha256: Option<String>,
+    /// URL of the repository that has it, such as `https://repo.example/releases`; without it, those
+    /// that the gateway is configured with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 2048)))]
+    pub repository: Option<String>,
+    /// The program and its first arguments. A program without a slash at its beginning is one of the
+    /// artifact. In it, in `args` and in `env`, `${artifact}` and `${runtime}` stand for the
+    /// directories of the artifact and of the service.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 256)))]
+    pub command: Vec<String>,
+    /// Further arguments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 256)))]
+    pub args: Vec<String>,
+    /// Variables; see [`Container::env`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// `USER`, `UID`, `USER:GROUP` or `UID:GID` of the gateway; `nobody` (65534) if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// What is put into its runtime directory before it starts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 64)))]
+    pub files: Vec<RuntimeFile>,
+    /// What must be mounted, at paths below `/run`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 64)))]
+    pub mounts: Vec<MountRequirement>,
+    /// Where it listens for what comes through ports of the gateway.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 64)))]
+    pub ports: Vec<PortRequirement>,
+    /// What it may use of the gateway.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub limits: Limits,
+    /// Devices of the gateway that it uses, where its policy allows it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(length(max = 64)))]
+    pub devices: Vec<Device>,
+    /// How its capabilities differ from the default set.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub capabilities: Capabilities,
+    /// Which system calls it may make; see [`Container::seccomp`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<String>,
+    /// How it is found out whether it does its work.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub probes: Probes,
+}
+
+impl Service {
+    /// What it has in common with containers: one called `main` without an image, of which only the
+    /// network, mounts named by it and the runtime directory can be written to.
+    pub fn as_container(&self) -> Container {
+        Container {
+            command: Some(self.command.clone()),
+            args: Some(self.args.clone()).filter(|args| !args.is_empty()),
+            env: self.env.clone(),
+            user: self.user.clone(),
+            readonly_root: true,
+            mounts: self.mounts.clone(),
+            ports: self.ports.clone(),
+            limits: self.limits,
+            devices: self.devices.clone(),
+            capabilities: self.capabilities.clone(),
+            seccomp: self.seccomp.clone(),
+            probes: self.probes.clone(),
+            ..Container::default()
+        }
+    }
+}
+
+/// What is put into a service's runtime directory: exactly one of `artifact`, `config_map`, `url` and
+/// `archive`. It is put there once; what the service has changed since is left alone, unless the
+/// source changes and `overwrite` is true.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(deny_unknown_fields))]
+pub struct RuntimeFile {
+    /// Where, a path in the runtime directory; the directory itself if not given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub to: String,
+    /// A file or a directory of the service's artifact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<String>,
+    /// One of the order's config maps: its files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map: Option<String>,
+    /// A file, fetched from this URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 2048)))]
+    pub url: Option<String>,
+    /// A ZIP, fetched from this URL and unpacked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = 2048)))]
+    pub archive: Option<String>,
+    /// SHA-256 of what is fetched, 64 hexadecimal digits; needed with `url` and `archive`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(regex(pattern = r"^[0-9a-f]{64}$")))]
+    pub sha256: Option<String>,
+    /// Whether a source that changed replaces what is there.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub overwrite: bool,
 }
 
 /// How it is found out whether a container does its work. Can be changed without a new container.
@@ -739,7 +877,8 @@ pub struct Capabilities {
 /// Where containers find their configuration if their type does not say otherwise.
 pub const CONFIG_PATH: &str = "/etc/coracle/config.json";
 
-fn config_path() -> String {
+/// Where containers find their configuration if the template does not say.
+pub fn config_path() -> String {
     CONFIG_PATH.into()
 }
 

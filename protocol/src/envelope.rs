@@ -16,12 +16,17 @@ pub const DESIRED_PAYLOAD_TYPE: &str = "application/vnd.coracle.desired.v1+json"
 
 /// A payload with its type and its signatures. JSON on the wire, binary fields in base64 (RFC 4648).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Envelope {
     /// Media type of the payload; part of what is signed.
     #[serde(rename = "payloadType")]
     pub payload_type: String,
     /// The document, byte for byte as signed.
     #[serde(with = "base64_bytes")]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "String", extend("contentEncoding" = "base64"))
+    )]
     pub payload: Vec<u8>,
     /// At least one signature over [`Envelope::signed_bytes`].
     pub signatures: Vec<Signature>,
@@ -29,12 +34,17 @@ pub struct Envelope {
 
 /// One signature of an [`Envelope`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Signature {
     /// Which key made it: a hint, never trusted by itself.
     #[serde(default)]
     pub keyid: String,
     /// Ed25519 signature (RFC 8032), 64 bytes.
     #[serde(with = "base64_bytes")]
+    #[cfg_attr(
+        feature = "schema",
+        schemars(with = "String", extend("contentEncoding" = "base64"))
+    )]
     pub sig: Vec<u8>,
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// Codes never change their meaning. A reader may meet codes of a newer agent.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Code(Cow<'static, str>);
 
@@ -33,6 +34,8 @@ impl Code {
     pub const DUPLICATE_NAME: Code = Code::new("duplicate-name");
     /// An image reference cannot be parsed.
     pub const INVALID_IMAGE: Code = Code::new("invalid-image");
+    /// An artifact's name cannot be parsed.
+    pub const INVALID_ARTIFACT: Code = Code::new("invalid-artifact");
     /// A list, a map or a text is longer than its limit.
     pub const TOO_MANY: Code = Code::new("too-many");
     /// `requires` names a feature that this agent lacks.
@@ -131,6 +134,7 @@ impl fmt::Debug for Code {
 
 /// One reason why a document was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Refusal {
     /// Where, as a JSON Pointer (RFC 6901) into the desired state; empty for the document as a whole.
     pub path: String,

@@ -12,6 +12,7 @@ use crate::time::Timestamp;
 
 /// What one gateway says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ReportedState {
     /// Major version of this document: 1.
     pub schema: u32,
@@ -43,6 +44,7 @@ pub struct ReportedState {
 
 /// How far the gateway is with its orders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// No orders yet.
@@ -57,6 +59,7 @@ pub enum Phase {
 
 /// An order that was not accepted. The earlier one stays in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Refused {
     /// Its generation, where it could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,6 +75,7 @@ pub struct Refused {
 
 /// A named fact about health.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Condition {
     /// Name, such as `containerd`.
     pub name: String,
@@ -87,6 +91,7 @@ pub struct Condition {
 
 /// Whether a condition's good state is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ConditionStatus {
     /// Good.
@@ -99,6 +104,7 @@ pub enum ConditionStatus {
 
 /// One workload: what was ordered and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WorkloadReport {
     /// Its name.
     pub name: String,
@@ -124,6 +130,7 @@ pub struct WorkloadReport {
 
 /// How far an update of a workload is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct UpdateReport {
     /// In one word.
     pub state: UpdateState,
@@ -138,6 +145,7 @@ pub struct UpdateReport {
 
 /// How far an update is, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum UpdateState {
     /// Replicas are being replaced.
@@ -149,6 +157,7 @@ pub enum UpdateState {
 
 /// A workload that was stopped by hand.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StoppedReport {
     /// It was drained first.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -159,6 +168,7 @@ pub struct StoppedReport {
 
 /// An image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ImageReport {
     /// As ordered.
     pub image: String,
@@ -169,6 +179,7 @@ pub struct ImageReport {
 
 /// One replica of a workload: what its containers do, taken together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ReplicaReport {
     /// From 0.
     pub index: u32,
@@ -205,6 +216,7 @@ pub struct ReplicaReport {
 
 /// One container of a replica that has several.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ContainerReport {
     /// Its name.
     pub name: String,
@@ -229,6 +241,7 @@ pub struct ContainerReport {
 
 /// What a replica is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum ReplicaState {
     /// Runs as ordered.
@@ -253,6 +266,7 @@ pub enum ReplicaState {
 
 /// How a container ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ExitReport {
     /// Exit code; 128 and the signal's number if a signal ended it.
     pub code: u32,

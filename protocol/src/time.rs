@@ -7,7 +7,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Whole seconds since 1970-01-01T00:00:00Z, written as RFC 3339 in UTC.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Timestamp(u64);
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Timestamp(
+    #[cfg_attr(feature = "schema", schemars(with = "String", extend("format" = "date-time")))] u64,
+);
 
 impl Timestamp {
     /// From seconds since the Unix epoch.

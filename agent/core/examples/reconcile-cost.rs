@@ -106,7 +106,7 @@ fn all_running(desired: &Desired) -> Result<Observed, Box<dyn Error>> {
             };
             let id = replica.container(&container.name);
             observed.containers.get_or_insert_default().insert(id, running);
-            observed.images.insert(container.image.clone(), digest.clone());
+            observed.came(container.software.clone(), digest.clone());
         }
         let pod = Pod {
             definition,

@@ -24,8 +24,9 @@ use crate::structure::{self, Structure};
 
 mod rules;
 
+use crate::artifact::{Coordinate, Software};
 use crate::facts::GatewayFacts;
-use crate::image::ImageRef;
+use crate::image::{Digest, ImageRef};
 use crate::name::{ContainerName, ResourceName, WorkloadName};
 use crate::template::ConfigCheck;
 
@@ -73,6 +74,8 @@ pub struct Workload {
     pub pod: Arc<Pod>,
     /// Changes exactly when the containers must be replaced.
     pub definition: DefinitionHash,
+    /// With which others it is updated as one.
+    pub unit: Option<ResourceName>,
 }
 
 impl Workload {
@@ -101,7 +104,12 @@ impl Workload {
 
     /// The images of its containers, in their order.
     pub fn images(&self) -> impl Iterator<Item = &ImageRef> {
-        self.pod.containers.iter().map(|container| &container.image)
+        self.software().filter_map(Software::image)
+    }
+
+    /// What its containers are started from, in their order.
+    pub fn software(&self) -> impl Iterator<Item = &Software> {
+        self.pod.containers.iter().map(|container| &container.software)
     }
 }
 
@@ -166,6 +174,51 @@ pub struct Pod {
     pub identity: Option<Identity>,
     /// Fits the content of those config maps that are changed in place; empty if there are none.
     pub in_place: Box<str>,
+    /// What a native service has beside its one container.
+    pub native: Option<Native>,
+}
+
+/// What a native service has beside its one container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Native {
+    /// Where its first replica stands.
+    pub coordinate: Coordinate,
+    /// What is put into its runtime directory.
+    pub files: Vec<RuntimeFile>,
+}
+
+/// Something put into a runtime directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeFile {
+    /// Where, relative to the runtime directory and without `.` and `..`; empty for itself.
+    pub to: String,
+    /// What.
+    pub source: RuntimeSource,
+    /// Whether a source that changed replaces what is there.
+    pub overwrite: bool,
+}
+
+/// What is put into a runtime directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeSource {
+    /// A file or a directory of the service's artifact, relative to it.
+    Artifact(String),
+    /// Text by file name.
+    Files(Arc<BTreeMap<String, String>>),
+    /// A file from a URL.
+    Url {
+        /// From where.
+        url: String,
+        /// What it must be.
+        digest: Digest,
+    },
+    /// A ZIP from a URL, unpacked.
+    Archive {
+        /// From where.
+        url: String,
+        /// What it must be.
+        digest: Digest,
+    },
 }
 
 /// Who a workload is, for other services.
@@ -197,8 +250,8 @@ pub struct Port {
 pub struct Container {
     /// Its name in the workload.
     pub name: ContainerName,
-    /// Which image.
-    pub image: ImageRef,
+    /// What it is started from.
+    pub software: Software,
     /// Replaces the image's entrypoint.
     pub command: Option<Vec<String>>,
     /// Replaces the image's default arguments.
@@ -319,6 +372,18 @@ pub enum MountSource {
 /// A text in which some pieces are known only where it is used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Template(pub Vec<Piece>);
+
+impl Template {
+    /// The same with its texts changed.
+    #[must_use]
+    pub fn map(&self, change: impl Fn(&str) -> String) -> Self {
+        let piece = |piece: &Piece| match piece {
+            Piece::Text(text) => Piece::Text(change(text)),
+            other => other.clone(),
+        };
+        Self(self.0.iter().map(piece).collect())
+    }
+}
 
 /// A piece of a [`Template`].
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::artifact::Software;
 use crate::backoff::{self, Retry};
-use crate::desired::{DefinitionHash, Desired, RestartPolicy};
-use crate::image::ImageRef;
+use crate::desired::{DefinitionHash, Desired, RestartPolicy, Workload};
 use crate::name::{ContainerId, ReplicaId, WorkloadName};
 use crate::observed::{Container, Exit, Observed, Task};
 
@@ -141,9 +141,9 @@ pub struct Known {
     running_since: Option<Duration>,
 }
 
-/// Failed tries to fetch an image.
+/// Failed tries to fetch an image or an artifact.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ImageTries {
+pub struct FetchTries {
     /// In a row.
     pub failures: u32,
     /// When the next try may be, monotonic.
@@ -170,7 +170,7 @@ pub struct FailedEnd {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     containers: BTreeMap<ContainerId, Known>,
-    images: BTreeMap<ImageRef, ImageTries>,
+    software: BTreeMap<Software, FetchTries>,
     failed_ends: BTreeMap<ReplicaId, FailedEnd>,
     workloads: BTreeMap<WorkloadName, WorkloadRecord>,
     /// Since when replicas have been ready, monotonic.
@@ -205,9 +205,9 @@ impl History {
         self.containers.get(id).filter(|r| r.record.definition.as_ref() == Some(definition))
     }
 
-    /// Failed tries to fetch an image, since the last success.
-    pub fn image(&self, image: &ImageRef) -> Option<&ImageTries> {
-        self.images.get(image)
+    /// Failed tries to fetch an image or an artifact, since the last success.
+    pub fn fetching(&self, software: &Software) -> Option<&FetchTries> {
+        self.software.get(software)
     }
 
     /// Learns from what is seen: containers that ended, containers that run. `policy` is asked for
@@ -342,18 +342,19 @@ impl History {
         self.failed_ends.remove(replica);
     }
 
-    /// An image could not be fetched.
-    pub fn pull_failed(&mut self, image: &ImageRef, error: &str, retry: Retry, now: Now) {
-        let unit = self.unit(image);
-        let failures = self.images.get(image).map_or(0, |tries| tries.failures).saturating_add(1);
+    /// An image or an artifact could not be fetched.
+    pub fn pull_failed(&mut self, software: &Software, error: &str, retry: Retry, now: Now) {
+        let unit = self.unit(software);
+        let failures =
+            self.software.get(software).map_or(0, |tries| tries.failures).saturating_add(1);
         let not_before = now.monotonic + backoff::retry_delay(failures, retry, unit);
-        let tries = ImageTries { failures, not_before, error: shortened(error) };
-        self.images.insert(image.clone(), tries);
+        let tries = FetchTries { failures, not_before, error: shortened(error) };
+        self.software.insert(software.clone(), tries);
     }
 
-    /// An image was fetched.
-    pub fn pulled(&mut self, image: &ImageRef) {
-        self.images.remove(image);
+    /// An image or an artifact was fetched.
+    pub fn pulled(&mut self, software: &Software) {
+        self.software.remove(software);
     }
 
     /// New orders: what they do not name is forgotten, and what waits for its next try need not,
@@ -388,8 +389,25 @@ impl History {
         self.ready_since.retain(|replica, _| there(replica).is_some());
         self.unready_since.clear();
         self.stale.retain(|replica| there(replica).is_some());
-        self.images.clear();
+        self.software.clear();
         self.failed_ends.clear();
+    }
+
+    /// To be called after new orders: a unit of which something is to be different is tried once more
+    /// as a whole.
+    pub fn try_changed_units(&mut self, current: &Desired, previous: &Desired) {
+        let differs = |workload: &&Workload| {
+            let before = previous.workloads.get(&workload.name);
+            before.is_none_or(|before| before.definition != workload.definition)
+        };
+        let changed = current.workloads.values().filter(differs);
+        let changed: BTreeSet<_> = changed.filter_map(|workload| workload.unit.as_ref()).collect();
+        for workload in current.workloads.values() {
+            let is_changed = workload.unit.as_ref().is_some_and(|unit| changed.contains(unit));
+            if is_changed && self.failed_update(&workload.name).is_some() {
+                self.change_workload(&workload.name, |record| record.failed = None);
+            }
+        }
     }
 
     /// The definition of a workload that last had all its replicas healthy.
@@ -556,8 +574,8 @@ impl History {
 
     fn attempts(&self) -> u32 {
         let containers = self.containers.values().map(|known| known.record.failures);
-        let images = self.images.values().map(|tries| tries.failures);
-        containers.chain(images).fold(0, u32::wrapping_add)
+        let software = self.software.values().map(|tries| tries.failures);
+        containers.chain(software).fold(0, u32::wrapping_add)
     }
 }
 

@@ -4,6 +4,7 @@
 //! report. Deliberately not here: async, I/O, clocks, randomness. The core cannot fail: obstacles
 //! are data in the plan.
 
+pub mod artifact;
 pub mod backoff;
 pub mod desired;
 pub mod digest;

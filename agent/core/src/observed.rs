@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use coracle_protocol::Timestamp;
 
+use crate::artifact::{ArtifactId, Software};
 use crate::desired::DefinitionHash;
 use crate::image::{Digest, ImageRef};
 use crate::name::{ContainerId, ContainerName, ReplicaId};
@@ -18,16 +19,56 @@ pub struct Observed {
     pub containers: Option<BTreeMap<ContainerId, Container>>,
     /// Images that are complete and unpacked, with the digest that each reference resolved to.
     pub images: BTreeMap<ImageRef, Digest>,
+    /// Artifacts that are installed.
+    pub artifacts: BTreeMap<ArtifactId, Artifact>,
     /// What is around containers, or is left of that: networks, mounts.
     pub pods: BTreeMap<ReplicaId, Pod>,
     /// Replicas with an action under way.
     pub busy: BTreeMap<ReplicaId, Busy>,
-    /// Images being fetched.
-    pub pulling: BTreeSet<ImageRef>,
+    /// What is being fetched.
+    pub pulling: BTreeSet<Software>,
     /// What probes say of containers. Nothing of one that was not asked yet.
     pub health: BTreeMap<ContainerId, Health>,
     /// Where shared ports lead.
     pub traffic: Traffic,
+}
+
+impl Observed {
+    /// Whether containers can be started from it.
+    pub fn has(&self, software: &Software) -> bool {
+        self.digest(software).is_some()
+    }
+
+    /// Something was fetched.
+    pub fn came(&mut self, software: Software, digest: Digest) {
+        match software {
+            Software::Image(image) => drop(self.images.insert(image, digest)),
+            Software::Artifact(artifact) => {
+                let by_hand = self.artifacts.get(&artifact.id).is_some_and(|there| there.by_hand);
+                self.artifacts.insert(artifact.id, Artifact { digest, by_hand });
+            }
+        }
+    }
+
+    /// What it is, if it is there and what was asked for.
+    pub fn digest(&self, software: &Software) -> Option<&Digest> {
+        match software {
+            Software::Image(image) => self.images.get(image),
+            Software::Artifact(wanted) => {
+                let there = self.artifacts.get(&wanted.id).map(|there| &there.digest);
+                there.filter(|there| wanted.digest.as_ref().is_none_or(|digest| digest == *there))
+            }
+        }
+    }
+}
+
+/// An artifact that is installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Artifact {
+    /// Of the ZIP that it came as.
+    pub digest: Digest,
+    /// It stays until somebody removes it.
+    pub by_hand: bool,
 }
 
 /// What the probes of a container say.

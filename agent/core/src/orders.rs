@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::artifact::{ArtifactId, Software};
 use crate::desired::{DefinitionHash, Desired, RestartPolicy, Workload};
 use crate::history::History;
 use crate::name::{ReplicaId, WorkloadName};
@@ -103,6 +104,13 @@ impl Orders {
         ordered.chain(self.good.values().map(|good| &good.workload))
     }
 
+    /// The artifacts that any of these names, or of which there may be replicas.
+    pub fn artifacts(&self) -> BTreeSet<&ArtifactId> {
+        let held = self.held.iter().map(|held| &held.workload);
+        let software = self.workloads().chain(held).flat_map(Workload::software);
+        software.filter_map(Software::artifact).map(|artifact| &artifact.id).collect()
+    }
+
     /// The restart policy of a replica with this definition; `None` if the definition is not wanted.
     pub fn policy(
         &self,
@@ -127,18 +135,18 @@ impl Orders {
         name: &WorkloadName,
         definition: &DefinitionHash,
     ) -> Option<Target<'_>> {
-        let of = |orders: &'_ Desired| orders.generation;
-        let current = self.current.workloads.get(name).map(|w| (w, of(&self.current)));
-        let previous = self.previous.workloads.get(name).map(|w| (w, of(&self.previous)));
-        let good = self.good.get(name).map(|good| (&good.workload, good.generation));
+        let is_it = |workload: &&Workload| workload.definition == *definition;
+        // Nearly always the first: the others are looked up only then.
+        for orders in [&self.current, &self.previous] {
+            if let Some(workload) = orders.workloads.get(name).filter(is_it) {
+                return Some(Target { workload, generation: orders.generation });
+            }
+        }
+        let good = self.good.get(name).into_iter();
         let held = self.held.iter().filter(|held| held.workload.name == *name);
-        let held = held.map(|held| (&held.workload, held.generation));
-        [current, previous, good]
-            .into_iter()
-            .flatten()
-            .chain(held)
-            .find(|(workload, _)| workload.definition == *definition)
-            .map(|(workload, generation)| Target { workload, generation })
+        let mut others = good.chain(held);
+        let found = others.find(|other| is_it(&&other.workload))?;
+        Some(Target { workload: &found.workload, generation: found.generation })
     }
 
     /// The definition to hold a workload to now.
@@ -148,9 +156,8 @@ impl Orders {
         observed: &Observed,
         history: &History,
     ) -> Target<'a> {
-        let there = |workload: &Workload| {
-            workload.images().all(|image| observed.images.contains_key(image))
-        };
+        let there =
+            |workload: &Workload| workload.software().all(|software| observed.has(software));
         let current = Target { workload: wanted, generation: self.current.generation };
         let failed = history.failed_update(&wanted.name);
         let given_up = failed.is_some_and(|failed| failed.definition == wanted.definition);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::artifact::{ArtifactId, Software};
 use crate::desired::{Check, Container, DefinitionHash, Limits, Pod};
 use crate::image::ImageRef;
 use crate::name::{ContainerId, ContainerName, ReplicaId};
@@ -35,10 +36,10 @@ pub struct Blocked {
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Fetch an image, verify and unpack it.
+    /// Fetch an image or an artifact, verify and unpack it.
     Pull {
         /// Which.
-        image: ImageRef,
+        software: Software,
     },
     /// Make a container and start it. Dead remains under the same id are removed first.
     Start(Start),
@@ -65,6 +66,11 @@ pub enum Action {
         /// Which.
         image: ImageRef,
     },
+    /// Remove an artifact that was installed for an order and that no order names any more.
+    RemoveArtifact {
+        /// Which.
+        artifact: ArtifactId,
+    },
 }
 
 /// Everything needed to make and start one container.
@@ -84,6 +90,8 @@ pub struct Start {
     pub container: Arc<Container>,
     /// Ports of the gateway are to lead to it only as they are shared out.
     pub shares_ports: bool,
+    /// A task that ended is there under this id.
+    pub remains: bool,
 }
 
 /// Everything needed to bring what is around running containers to what is ordered.
@@ -138,7 +146,7 @@ pub enum Why {
 }
 
 impl Action {
-    /// The replica that is busy while this is done; none for images.
+    /// The replica that is busy while this is done; none for images and artifacts.
     pub fn replica(&self) -> Option<&ReplicaId> {
         match self {
             Action::Start(start) => Some(&start.replica),
@@ -146,7 +154,9 @@ impl Action {
             Action::Refresh(refresh) => Some(&refresh.replica),
             Action::Adjust(adjust) => Some(&adjust.replica),
             Action::Remove { replica, .. } | Action::Clear { replica } => Some(replica),
-            Action::Pull { .. } | Action::RemoveImage { .. } => None,
+            Action::Pull { .. } | Action::RemoveImage { .. } | Action::RemoveArtifact { .. } => {
+                None
+            }
         }
     }
 }

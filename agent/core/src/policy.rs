@@ -37,6 +37,10 @@ pub const ALL: &str = "ALL";
 pub struct Policy {
     /// Whether workloads may share the gateway's network.
     pub host_network: bool,
+    /// Whether workloads may be native services, which see the gateway's own files.
+    pub native_services: bool,
+    /// Whether native services may run as root.
+    pub native_root: bool,
     /// Paths of the gateway that may be mounted, with everything below them.
     pub host_paths: Vec<HostPath>,
     /// Devices that may be given by path. A `*` at the end of the last component stands for the rest
@@ -85,9 +89,10 @@ pub struct Granted {
 }
 
 impl Default for Policy {
-    /// What holds where no policy was written: the gateway's network, and nothing else of it.
+    /// What holds where no policy was written: the gateway's network, native services but not as
+    /// root, and nothing else of it.
     fn default() -> Self {
-        Self { host_network: true, ..Self::strictest() }
+        Self { host_network: true, native_services: true, ..Self::strictest() }
     }
 }
 
@@ -96,6 +101,8 @@ impl Policy {
     pub fn strictest() -> Self {
         Self {
             host_network: false,
+            native_services: false,
+            native_root: false,
             host_paths: Vec::new(),
             devices: Vec::new(),
             resources: BTreeMap::new(),
@@ -152,7 +159,21 @@ impl Policy {
         let capabilities = capabilities
             .map(|(i, name)| not_allowed(&format!("{place}/capabilities/add/{i}"), name));
         let seccomp = self.judge_seccomp(&container.seccomp, &format!("{place}/seccomp"));
-        devices.chain(capabilities).chain(seccomp).collect()
+        let native =
+            container.software.artifact().and_then(|_| self.judge_native(container, place));
+        devices.chain(capabilities).chain(seccomp).chain(native).collect()
+    }
+
+    fn judge_native(&self, service: &Container, place: &str) -> Option<Refusal> {
+        if !self.native_services {
+            return Some(not_allowed(place, "native services"));
+        }
+        let user = service.user.as_deref().unwrap_or_default();
+        let user = user.split(':').next().unwrap_or_default();
+        // By another name it is found out where that is resolved.
+        let is_root = user == "root" || user.parse() == Ok(0_u32);
+        let denied = is_root && !self.native_root;
+        denied.then(|| not_allowed(&format!("{place}/user"), "native services as root"))
     }
 
     fn judge_device(&self, device: &DeviceRequest, place: &str) -> Option<Refusal> {
@@ -255,7 +276,9 @@ mod tests {
     fn container(change: impl FnOnce(&mut Container)) -> Container {
         let mut container = Container {
             name: crate::name::ContainerName::parse("main").unwrap(),
-            image: crate::image::ImageRef::parse("registry.example/web:1").unwrap(),
+            software: crate::artifact::Software::Image(
+                crate::image::ImageRef::parse("registry.example/web:1").unwrap(),
+            ),
             command: None,
             args: None,
             env: BTreeMap::new(),

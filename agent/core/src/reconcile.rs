@@ -9,6 +9,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::artifact::{ArtifactId, Software};
 use crate::desired::{self, Port, Workload};
 use crate::history::{History, Now};
 use crate::image::ImageRef;
@@ -39,11 +40,15 @@ pub fn reconcile(orders: &Orders, observed: &Observed, history: &History, now: N
     let mut state = Decision { situation, plan };
     state.rest();
     state.remove_unwanted(containers);
+    let mut complete = true;
     for workload in orders.current.workloads.values() {
-        state.fetch(workload);
-        state.keep(workload, containers);
+        let all_there = state.fetch(workload);
+        complete &= all_there;
+        state.keep(workload, all_there);
     }
-    state.forget_images();
+    if complete {
+        state.forget_software(containers);
+    }
     state.plan
 }
 
@@ -101,27 +106,33 @@ impl<'a> Decision<'a> {
         }
     }
 
-    /// Fetches the images of a workload that are not there.
-    fn fetch(&mut self, workload: &Workload) {
-        for image in workload.images() {
-            let planned = Action::Pull { image: image.clone() };
-            if !self.is_there(image)
-                && !self.observed.pulling.contains(image)
-                && !self.rests(image)
+    /// Fetches the images and artifacts of a workload that are not there. Says whether all are.
+    fn fetch(&mut self, workload: &Workload) -> bool {
+        let mut all_there = true;
+        for software in workload.software() {
+            if self.observed.has(software) {
+                continue;
+            }
+            all_there = false;
+            let planned = Action::Pull { software: software.clone() };
+            if !self.observed.pulling.contains(software)
+                && !self.rests(software)
                 && !self.plan.actions.contains(&planned)
             {
                 self.plan.actions.push(planned);
             }
         }
+        all_there
     }
 
-    /// Whether fetching an image failed and its next try is not due.
-    fn rests(&self, image: &ImageRef) -> bool {
-        self.history.image(image).is_some_and(|tries| tries.not_before > self.now.monotonic)
+    /// Whether fetching failed and its next try is not due.
+    fn rests(&self, software: &Software) -> bool {
+        self.history.fetching(software).is_some_and(|tries| tries.not_before > self.now.monotonic)
     }
 
     /// Brings one workload nearer to its orders, by at most one action for each replica.
-    fn keep(&mut self, wanted: &'a Workload, containers: &'a Containers) {
+    /// `all_there`: so is what it is to be started from.
+    fn keep(&mut self, wanted: &'a Workload, all_there: bool) {
         let target = self.situation.target(wanted);
         let slots = self.situation.slots(wanted, &target);
         let stopped = self.history.stopped(&wanted.name).is_some();
@@ -136,41 +147,43 @@ impl<'a> Decision<'a> {
             }
             return;
         }
-        let may_replace = target.workload.images().all(|image| self.is_there(image))
-            && self.unmet(wanted).is_none();
+        let is_wanted = std::ptr::eq(target.workload, wanted);
+        let startable = match is_wanted {
+            true => all_there,
+            false => target.workload.software().all(|software| self.observed.has(software)),
+        };
+        let may_replace = startable && self.unmet(wanted).is_none();
         let moves = rollout::moves(wanted, &slots, may_replace);
         for slot in &slots {
-            self.say_missing_images(wanted, &slot.replica);
+            if !all_there {
+                self.say_missing_software(wanted, &slot.replica);
+            }
             match moves.retire.contains(&slot.replica.index) {
                 true => self.retire(&slot.replica),
-                false => self.hold(wanted, &target, slot, containers),
+                false => self.hold(wanted, &target, slot),
             }
             let matures_at = self.matures_at(wanted, slot);
             self.wake_at(matures_at);
         }
         for index in moves.start {
             let replica = ReplicaId { workload: wanted.name.clone(), index };
-            self.say_missing_images(wanted, &replica);
-            self.begin(&target, &replica, containers);
+            if !all_there {
+                self.say_missing_software(wanted, &replica);
+            }
+            self.begin(&target, &replica);
         }
     }
 
-    fn say_missing_images(&mut self, wanted: &Workload, replica: &ReplicaId) {
+    fn say_missing_software(&mut self, wanted: &Workload, replica: &ReplicaId) {
         for container in &wanted.pod.containers {
-            if !self.is_there(&container.image) {
-                self.wait_for_image(replica, container);
+            if !self.observed.has(&container.software) {
+                self.wait_for_software(replica, container);
             }
         }
     }
 
     /// Keeps a replica as it is to be: as ordered, or as it is until its turn comes.
-    fn hold(
-        &mut self,
-        wanted: &'a Workload,
-        target: &Target<'a>,
-        slot: &Slot<'a>,
-        containers: &'a Containers,
-    ) {
+    fn hold(&mut self, wanted: &'a Workload, target: &Target<'a>, slot: &Slot<'a>) {
         let current = Target { workload: wanted, generation: self.orders.current.generation };
         let as_ordered = slot
             .holds
@@ -182,34 +195,35 @@ impl<'a> Decision<'a> {
             false => slot.holds,
         };
         if let Some(definition) = definition {
-            self.begin(&definition, &slot.replica, containers);
+            self.begin(&definition, &slot.replica);
         }
     }
 
     /// Brings a replica to a definition that what exists of it, if anything does, already has.
-    fn begin(&mut self, target: &Target<'a>, replica: &ReplicaId, containers: &'a Containers) {
+    fn begin(&mut self, target: &Target<'a>, replica: &ReplicaId) {
         if !self.is_free(replica) {
             return;
         }
         let definition = &target.workload.definition;
         let pod = self.observed.pods.get(replica);
-        let empty = self.containers_of(replica).next().is_none();
+        let there: Vec<_> = self.containers_of(replica).collect();
+        let empty = there.is_empty();
         let stale = pod.is_some_and(|pod| pod.definition != *definition);
         if empty && pod.is_some() && (stale || self.is_finished(target.workload, replica)) {
             return self.clear(replica);
         }
-        if let Some((id, other)) =
-            self.containers_of(replica).find(|(_, c)| c.definition != *definition)
-        {
+        if let Some((id, other)) = there.iter().find(|(_, c)| c.definition != *definition) {
             return self.end(id, other);
         }
         for container in &target.workload.pod.containers {
             if !self.is_free(replica) {
                 return;
             }
-            let id = replica.container(&container.name);
-            match containers.get_key_value(&id) {
-                None => self.start(target, replica, container, id),
+            match there.iter().find(|(_, there)| there.name == container.name) {
+                None => {
+                    let id = replica.container(&container.name);
+                    self.start(target, replica, container, id, false);
+                }
                 Some((id, there)) => self.mend(target, container, id, there),
             }
         }
@@ -273,7 +287,8 @@ impl<'a> Decision<'a> {
                 }
             }
             Task::Stopped(_) | Task::Absent | Task::Created => {
-                self.start(target, replica, container, id.clone());
+                let remains = matches!(there.task, Task::Stopped(_));
+                self.start(target, replica, container, id.clone(), remains);
             }
         }
     }
@@ -292,9 +307,10 @@ impl<'a> Decision<'a> {
         replica: &ReplicaId,
         container: &Arc<desired::Container>,
         id: ContainerId,
+        remains: bool,
     ) {
         let workload = target.workload;
-        if !workload.images().all(|image| self.is_there(image)) {
+        if !workload.software().all(|software| self.observed.has(software)) {
             return;
         }
         if let Some(holder) = self.holder_of_a_port(workload) {
@@ -321,6 +337,7 @@ impl<'a> Decision<'a> {
             pod: Arc::clone(&workload.pod),
             container: Arc::clone(container),
             shares_ports: self.shares_ports_of(workload),
+            remains,
         }));
     }
 
@@ -375,14 +392,18 @@ impl<'a> Decision<'a> {
         self.plan.actions.push(Action::Clear { replica: replica.clone() });
     }
 
-    fn wait_for_image(&mut self, replica: &ReplicaId, container: &desired::Container) {
-        let image = &container.image;
-        match self.history.image(image) {
-            Some(tries) if self.rests(image) => {
-                let reason = format!("image {image} could not be fetched: {}", tries.error);
+    fn wait_for_software(&mut self, replica: &ReplicaId, container: &desired::Container) {
+        let software = &container.software;
+        let kind = software.kind();
+        match self.history.fetching(software) {
+            Some(tries) if self.rests(software) => {
+                let reason = format!("{kind} {software} could not be fetched: {}", tries.error);
                 self.block(replica, Some(&container.name), &reason, Some(tries.not_before));
             }
-            _ => self.block(replica, Some(&container.name), "its image is being fetched", None),
+            _ => {
+                let reason = format!("its {kind} is being fetched");
+                self.block(replica, Some(&container.name), &reason, None);
+            }
         }
     }
 
@@ -428,20 +449,27 @@ impl<'a> Decision<'a> {
         }));
     }
 
-    /// Forgets images that no order names, once every image of the current orders is there: until
-    /// then an older one may still be what keeps a workload going.
-    fn forget_images(&mut self) {
-        let orders = &self.orders.current;
-        let complete =
-            orders.workloads.values().flat_map(Workload::images).all(|image| self.is_there(image));
-        if !complete || !self.plan.actions.is_empty() || !self.observed.busy.is_empty() {
+    /// Forgets images and artifacts that no order names. All of the current orders must be there:
+    /// until then an older one may still be what keeps a workload going.
+    fn forget_software(&mut self, containers: &Containers) {
+        if !self.plan.actions.is_empty() || !self.observed.busy.is_empty() {
             return;
         }
-        let needed: BTreeSet<&ImageRef> =
-            self.orders.workloads().flat_map(Workload::images).collect();
+        let software = self.orders.workloads().flat_map(Workload::software);
+        let needed: BTreeSet<&ImageRef> = software.filter_map(Software::image).collect();
         let unneeded = self.observed.images.keys().filter(|image| !needed.contains(image));
         let remove = |image: &ImageRef| Action::RemoveImage { image: image.clone() };
         self.plan.actions.extend(unneeded.map(remove));
+        // Something may run of which it is not known what it was started from.
+        let known = |c: &Container| self.orders.known(&c.replica.workload, &c.definition).is_some();
+        if containers.values().all(known) {
+            let needed = self.orders.artifacts();
+            let unneeded = self.observed.artifacts.iter();
+            let unneeded = unneeded.filter(|(id, there)| !there.by_hand && !needed.contains(*id));
+            let remove =
+                |(id, _): (&ArtifactId, _)| Action::RemoveArtifact { artifact: id.clone() };
+            self.plan.actions.extend(unneeded.map(remove));
+        }
     }
 
     fn block(
@@ -458,10 +486,6 @@ impl<'a> Decision<'a> {
 
     fn wake_at(&mut self, at: Option<Duration>) {
         self.plan.wake_at = self.plan.wake_at.into_iter().chain(at).min();
-    }
-
-    fn is_there(&self, image: &ImageRef) -> bool {
-        self.observed.images.contains_key(image)
     }
 
     /// Whether nothing is being done or planned for the replica, and it does not rest.

@@ -172,9 +172,9 @@ impl<'a> Facts<'a> {
             UpdateState::RolledBack => Phase::Degraded,
         });
         let phases = replicas.iter().map(phase_of).chain(state.filter(|_| stopped.is_none()));
-        let mut images = workload.images().map(|image| ImageReport {
-            image: image.to_string(),
-            image_digest: self.observed.images.get(image).map(ToString::to_string),
+        let mut images = workload.software().map(|software| ImageReport {
+            image: software.to_string(),
+            image_digest: self.observed.digest(software).map(ToString::to_string),
         });
         let first = images.next();
         WorkloadReport {
@@ -328,7 +328,7 @@ impl<'a> Facts<'a> {
                 _ => ReplicaState::Completed,
             },
             _ if runs => ReplicaState::Running,
-            _ if self.observed.pulling.contains(&container.image) => ReplicaState::Pulling,
+            _ if self.observed.pulling.contains(&container.software) => ReplicaState::Pulling,
             (.., Some(blocked)) if blocked.until.is_some() => ReplicaState::BackOff,
             _ => ReplicaState::Pending,
         }

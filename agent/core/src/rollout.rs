@@ -4,12 +4,12 @@
 //! to end and which to begin. Follows from what exists alone, so that an update that was interrupted
 //! goes on by itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::desired::{self, RestartPolicy, UpdateStrategy, Workload};
 use crate::history::{FailedUpdate, History, Known, Now};
-use crate::name::{ContainerId, ReplicaId, WorkloadName};
+use crate::name::{ContainerId, ReplicaId, ResourceName, WorkloadName};
 use crate::observed::{Observed, Task};
 use crate::orders::Orders;
 use crate::situation::{Situation, Slot};
@@ -134,6 +134,14 @@ pub fn settle(orders: &Orders, observed: &Observed, history: &mut History, now: 
             good.push(wanted);
         }
     }
+    let is_good = |w: &Workload| {
+        good.iter().any(|other| other.name == w.name)
+            || history.good(&w.name) == Some(&w.definition)
+    };
+    let situation = Situation { orders, observed, history, now };
+    let joined =
+        |w: &&Workload| w.unit.as_ref().is_none_or(|unit| situation.members(unit).all(is_good));
+    let good: Vec<_> = good.iter().copied().filter(|w| joined(w)).collect();
     for wanted in good {
         history.is_good(&wanted.name, &wanted.definition);
     }
@@ -200,7 +208,8 @@ fn judge(situation: &Situation<'_>) -> Found {
             found.good.push(wanted.name.clone());
         }
         let held = situation.history.stopped(&wanted.name).is_some();
-        if !situation.is_update(wanted) || held || situation.stops_with(wanted).is_some() {
+        if !situation.is_part_of_an_update(wanted) || held || situation.stops_with(wanted).is_some()
+        {
             continue;
         }
         let unproven: Vec<_> = slots.iter().filter(|slot| slot.is_new && !slot.available).collect();
@@ -208,10 +217,50 @@ fn judge(situation: &Situation<'_>) -> Found {
         let hopeless = unproven.iter().find_map(|slot| situation.hopeless(wanted, slot));
         found.failed.extend(hopeless.map(|reason| (wanted.name.clone(), reason)));
     }
+    situation.join_units(&mut found);
     found
 }
 
 impl Situation<'_> {
+    /// The workloads of a unit.
+    fn members(&self, unit: &ResourceName) -> impl Iterator<Item = &Workload> {
+        let workloads = self.orders.current.workloads.values();
+        workloads.filter(move |workload| workload.unit.as_ref() == Some(unit))
+    }
+
+    /// Whether it is of an update, itself or with others of its unit, that can be taken back.
+    fn is_part_of_an_update(&self, wanted: &Workload) -> bool {
+        let unit = wanted.unit.as_ref().filter(|_| wanted.restart == RestartPolicy::Always);
+        let with_others = unit.is_some_and(|unit| self.members(unit).any(|w| self.is_update(w)));
+        with_others || self.is_update(wanted)
+    }
+
+    /// Workloads of one unit are good together, and taken back together.
+    fn join_units(&self, found: &mut Found) {
+        let workload = |name: &WorkloadName| &self.orders.current.workloads[name];
+        let good: BTreeSet<WorkloadName> = found.good.iter().cloned().collect();
+        found.good.retain(|name| {
+            let is_good =
+                |w: &Workload| good.contains(&w.name) || self.history.stopped(&w.name).is_some();
+            workload(name).unit.as_ref().is_none_or(|unit| self.members(unit).all(is_good))
+        });
+        let mut failed: BTreeMap<WorkloadName, String> = BTreeMap::new();
+        for (name, reason) in std::mem::take(&mut found.failed) {
+            let others = workload(&name).unit.iter().flat_map(|unit| self.members(unit));
+            for other in others.filter(|other| other.name != name && self.is_update(other)) {
+                let given_up = self.history.failed_update(&other.name);
+                if given_up.is_none_or(|given_up| given_up.definition != other.definition) {
+                    let reason = format!("{name}, which is of the same unit: {reason}");
+                    failed.entry(other.name.clone()).or_insert(reason);
+                }
+            }
+            if self.is_update(workload(&name)) {
+                failed.insert(name, reason);
+            }
+        }
+        found.failed = failed.into_iter().collect();
+    }
+
     /// Whether there is something to return to. A job that failed is not done again as it was before.
     fn is_update(&self, wanted: &Workload) -> bool {
         wanted.restart == RestartPolicy::Always && self.orders.good.contains_key(&wanted.name)

@@ -21,6 +21,9 @@ pub struct Situation<'a> {
     pub now: Now,
 }
 
+/// A container of a replica.
+type There<'a> = (&'a ContainerId, &'a Container);
+
 /// One replica that there is something of, or that did what it had to do.
 #[derive(Clone, Debug)]
 pub(crate) struct Slot<'a> {
@@ -70,7 +73,9 @@ impl<'a> Situation<'a> {
     ) -> Slot<'a> {
         let is = |definition: &DefinitionHash| *definition == target.workload.definition;
         let pod = self.observed.pods.get(&replica);
-        let first = self.containers_of(&replica).next().map(|(_, c)| &c.definition);
+        // Looked up once: finding them is most of what a decision costs.
+        let there: Vec<_> = self.containers_of(&replica).collect();
+        let first = there.first().map(|(_, c)| &c.definition);
         let known = first.or(pod.map(|pod| &pod.definition));
         let definition = known.unwrap_or(&target.workload.definition);
         // What runs as ordered stays, though its image may have gone meanwhile.
@@ -79,16 +84,16 @@ impl<'a> Situation<'a> {
         let runs_as_ordered = |c: &Container| {
             c.definition == wanted.definition && matches!(c.task, Task::Running { .. })
         };
-        let all = || self.containers_of(&replica).map(|(_, c)| c);
+        let all = || there.iter().map(|(_, c)| *c);
         let all_new = is(definition) && all().all(|c| is(&c.definition));
         let is_new = all_new || (!given_up && all().any(runs_as_ordered));
         let holds = self.orders.known(&wanted.name, definition);
         let empty = first.is_none() && !self.observed.busy.contains_key(&replica);
         let good = self.history.good(&wanted.name);
-        let answered = holds.is_none_or(|holds| self.has_answered(holds.workload, &replica));
+        let answered = holds.is_none_or(|holds| self.has_answered(holds.workload, &there));
         // Only what was healthy is taken for ready before it has answered.
         let trusted = answered || good.is_none_or(|good| good == definition);
-        let says = holds.is_some_and(|holds| self.is_ready(holds.workload, &replica));
+        let says = holds.is_some_and(|holds| self.is_ready(holds.workload, &replica, &there));
         let (ready, undecided) = (says && trusted, says && !trusted);
         let reached = !shares_ports || self.observed.traffic.leads_to(&replica);
         let proven = || {
@@ -115,12 +120,17 @@ impl<'a> Situation<'a> {
     }
 
     /// Whether all containers of a replica do their work, or did it.
-    fn is_ready(&self, workload: &Workload, replica: &ReplicaId) -> bool {
+    fn is_ready(&self, workload: &Workload, replica: &ReplicaId, there: &[There<'_>]) -> bool {
         let busy = self.observed.busy.get(replica);
         busy.is_none_or(|busy| busy.leaves_running)
             && workload.pod.containers.iter().all(|container| {
-                let id = replica.container(&container.name);
-                self.is_container_ready(workload, container, &id)
+                let there = there.iter().find(|(_, c)| c.name == container.name);
+                match there.filter(|(_, there)| there.definition == workload.definition) {
+                    Some((id, there)) => self.is_container_ready(workload, container, id, there),
+                    None => {
+                        self.is_container_finished(workload, &replica.container(&container.name))
+                    }
+                }
             })
     }
 
@@ -129,24 +139,24 @@ impl<'a> Situation<'a> {
         workload: &Workload,
         container: &desired::Container,
         id: &ContainerId,
+        there: &Container,
     ) -> bool {
-        let there = self.observed.containers.as_ref().and_then(|all| all.get(id));
-        match there.filter(|there| there.definition == workload.definition).map(|c| c.task) {
-            Some(Task::Running { pid }) if !container.probes.is_empty() => {
+        match there.task {
+            Task::Running { pid } if !container.probes.is_empty() => {
                 self.health(id, pid).is_some_and(|health| health.started && health.ready)
             }
-            Some(Task::Running { .. }) => true,
+            Task::Running { .. } => true,
             _ => self.is_container_finished(workload, id),
         }
     }
 
     /// Whether the probes of all containers of a replica that have any have been good.
-    fn has_answered(&self, workload: &Workload, replica: &ReplicaId) -> bool {
-        let asked = workload.pod.containers.iter().filter(|container| !container.probes.is_empty());
-        asked.map(|container| replica.container(&container.name)).all(|id| {
-            let there = self.observed.containers.as_ref().and_then(|all| all.get(&id));
-            match there.map(|there| there.task) {
-                Some(Task::Running { pid }) => self.health(&id, pid).is_some_and(|h| h.proven),
+    fn has_answered(&self, workload: &Workload, there: &[There<'_>]) -> bool {
+        let mut asked = workload.pod.containers.iter().filter(|c| !c.probes.is_empty());
+        asked.all(|container| {
+            let there = there.iter().find(|(_, c)| c.name == container.name);
+            match there.map(|(id, there)| (*id, there.task)) {
+                Some((id, Task::Running { pid })) => self.health(id, pid).is_some_and(|h| h.proven),
                 _ => true,
             }
         })

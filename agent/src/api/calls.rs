@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use hyper::StatusCode;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::reply::Obstacle;
+use super::reply::{Kind, Obstacle};
 use crate::status::Call;
 
 /// For answers from memory.
@@ -23,16 +22,18 @@ impl Calls {
         Self(calls)
     }
 
+    /// Waits for the end of the agent.
+    pub(super) async fn ended(&self) {
+        self.0.closed().await;
+    }
+
     /// Asks for something that is there already.
     pub(super) async fn ask<T>(
         &self,
         call: impl FnOnce(oneshot::Sender<T>) -> Call,
     ) -> Result<T, Obstacle> {
         timeout(SHORT, self.call(call)).await.unwrap_or_else(|_| {
-            Err(Obstacle::new(
-                StatusCode::GATEWAY_TIMEOUT,
-                "the agent is too busy to answer; try again",
-            ))
+            Err(Obstacle::new(Kind::NoAnswer, "the agent is too busy to answer; try again"))
         })
     }
 
@@ -43,16 +44,15 @@ impl Calls {
     ) -> Result<T, Obstacle> {
         timeout(LONG, self.call(call)).await.unwrap_or_else(|_| {
             Err(Obstacle::new(
-                StatusCode::GATEWAY_TIMEOUT,
+                Kind::NoAnswer,
                 "the agent took the order but has not answered; its status tells what became of it",
             ))
         })
     }
 
     async fn call<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Obstacle> {
-        let stopping = || {
-            Obstacle::new(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping; try again later")
-        };
+        let stopping =
+            || Obstacle::new(Kind::Unavailable, "the agent is stopping; try again later");
         let (answer, answered) = oneshot::channel();
         self.0.send(call(answer)).await.map_err(|_| stopping())?;
         answered.await.map_err(|_| stopping())

@@ -6,11 +6,12 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::unistd::{Gid, chown};
+use nix::unistd::chown;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
 use super::ApiError;
+use super::access::Fence;
 
 /// Whoever has not refused a connection by then is taken to be alive.
 const PROBE: Duration = Duration::from_secs(2);
@@ -23,26 +24,28 @@ pub(super) struct Listening {
 }
 
 impl Listening {
-    /// Listens at `path`, open to the members of `group`, or to our own user only without one.
-    pub(super) async fn start(path: PathBuf, group: Option<Gid>) -> Result<Self, ApiError> {
+    /// Listens at `path`, open to those that the fence lets past.
+    pub(super) async fn start(path: PathBuf, fence: Fence) -> Result<Self, ApiError> {
         make_parent(&path)?;
         remove_stale(&path).await?;
         let listener = UnixListener::bind(&path).map_err(failed("listen on", &path))?;
         let listening = Self { listener, path };
-        listening.set_fence(group)?;
+        listening.set(fence).map_err(failed("set the access rights of", &listening.path))?;
         Ok(listening)
     }
 
     /// The mode is only the first fence: credentials are judged for each connection.
-    fn set_fence(&self, group: Option<Gid>) -> Result<(), ApiError> {
+    fn set(&self, fence: Fence) -> io::Result<()> {
         let mode = |bits| fs::set_permissions(&self.path, Permissions::from_mode(bits));
-        mode(0o600)
-            .and_then(|()| match group {
-                Some(_) => chown(&self.path, None, group).map_err(io::Error::from),
-                None => Ok(()),
-            })
-            .and_then(|()| if group.is_some() { mode(0o660) } else { Ok(()) })
-            .map_err(failed("set the access rights of", &self.path))
+        mode(0o600)?;
+        match fence {
+            Fence::OwnUser => Ok(()),
+            Fence::Group(group) => {
+                chown(&self.path, None, Some(group))?;
+                mode(0o660)
+            }
+            Fence::Open => mode(0o666),
+        }
     }
 
     pub(super) async fn accept(&self) -> io::Result<UnixStream> {

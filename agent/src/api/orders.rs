@@ -1,67 +1,55 @@
-//! `/v1/orders`: GET the signed order in force, POST a signed order to put into force.
+//! `/v1/orders`: the signed order in force, and putting one into force.
 
-use std::time::Duration;
-
+use coracle_protocol::Envelope;
 use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
-use http_body_util::BodyExt;
 use hyper::StatusCode;
-use hyper::body::{Body, Incoming};
-use tokio::time::timeout;
 
-use super::Context;
-use super::reply::{Obstacle, Reply, bytes, json, problem};
-use crate::status::Call;
+use super::reply::{Answered, JSON, Kind, Obstacle, bytes, json, whole_problem};
+use super::request::Asked;
+use super::routes::{Answer, Body, Route};
+use super::status::NO_ANSWER;
+use crate::status::{Applied, Call, Problem};
 
-/// For the body to arrive.
-const BODY_TIME: Duration = Duration::from_secs(10);
+pub(super) static ROUTES: &[Route] = &[
+    Route::get("/v1/orders", |asked| Box::pin(get(asked)))
+        .says("The order in force", "The signed order in force, byte for byte as it was received")
+        .answers(&[
+            Answer::json::<Envelope>(200, "A DSSE envelope"),
+            Answer::problem(404, "No order is in force yet"),
+            NO_ANSWER,
+        ]),
+    Route::post("/v1/orders", "give orders", |asked| Box::pin(post(asked)))
+        .reads(Body::json::<Envelope>("a signed order", MAX_ENVELOPE_BYTES))
+        .says(
+            "Give an order",
+            "Puts a signed order into force. Once it is answered it is stored; what becomes of it is \
+             in the status",
+        )
+        .answers(&[
+            Answer::json::<Applied>(200, "It is in force now, or was already"),
+            Answer::problem(
+                422,
+                "It is refused, with every reason in `refusals`, and nothing was changed; or the \
+                 idempotency key was used for another request",
+            ),
+            NO_ANSWER,
+        ]),
+];
 
-pub(super) async fn get(context: &Context) -> Reply {
-    match context.calls.ask(Call::Order).await {
-        Ok(Some(envelope)) => bytes(StatusCode::OK, envelope),
-        Ok(None) => problem(StatusCode::NOT_FOUND, "no order is in force yet"),
-        Err(obstacle) => obstacle.into(),
+async fn get(asked: Asked) -> Answered {
+    match asked.context.calls.ask(Call::Order).await? {
+        Some(envelope) => Ok(bytes(StatusCode::OK, JSON, envelope)),
+        None => Err(Obstacle::new(Kind::NotFound, "no order is in force yet")),
     }
 }
 
-/// 200 if the order is in force now, 422 if it was refused; either way with the reasons.
-pub(super) async fn post(body: &mut Incoming, context: &Context) -> Reply {
-    let envelope = match read(body).await {
-        Ok(envelope) => envelope,
-        Err(obstacle) => return obstacle.into(),
-    };
-    match context.calls.order(|answer| Call::Apply(envelope, answer)).await {
-        Ok(applied) if applied.accepted || applied.unchanged => json(StatusCode::OK, &applied),
-        Ok(applied) => json(StatusCode::UNPROCESSABLE_ENTITY, &applied),
-        Err(obstacle) => obstacle.into(),
+async fn post(asked: Asked) -> Answered {
+    let Asked { context, body, .. } = asked;
+    let applied = context.calls.order(|answer| Call::Apply(body, answer)).await?;
+    if applied.accepted || applied.unchanged {
+        return Ok(json(StatusCode::OK, &applied));
     }
-}
-
-async fn read(body: &mut Incoming) -> Result<Vec<u8>, Obstacle> {
-    if body.size_hint().lower() > MAX_ENVELOPE_BYTES as u64 {
-        return Err(too_large());
-    }
-    timeout(BODY_TIME, collect(body)).await.unwrap_or_else(|_| {
-        Err(Obstacle::new(StatusCode::REQUEST_TIMEOUT, "the order took too long to arrive"))
-    })
-}
-
-async fn collect(body: &mut Incoming) -> Result<Vec<u8>, Obstacle> {
-    let mut bytes = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            let error = format!("the order did not arrive: {error}");
-            Obstacle::new(StatusCode::BAD_REQUEST, error)
-        })?;
-        let Some(data) = frame.data_ref() else { continue };
-        if bytes.len() + data.len() > MAX_ENVELOPE_BYTES {
-            return Err(too_large());
-        }
-        bytes.extend_from_slice(data);
-    }
-    Ok(bytes)
-}
-
-fn too_large() -> Obstacle {
-    let error = format!("a signed order has at most {MAX_ENVELOPE_BYTES} bytes");
-    Obstacle::new(StatusCode::PAYLOAD_TOO_LARGE, error)
+    let Applied { generation, refusals, .. } = applied;
+    let problem = Kind::Refused.problem("the order is refused; nothing was changed");
+    Ok(whole_problem(&Problem { generation, refusals, ..problem }))
 }

@@ -1,14 +1,20 @@
-//! `GET /v1/status`
+//! `/v1/status`
 
 use hyper::StatusCode;
 
-use super::Context;
-use super::reply::{Reply, json};
-use crate::status::Call;
+use super::reply::{Answered, json};
+use super::request::Asked;
+use super::routes::{Answer, Route};
+use crate::status::{Call, Status};
 
-pub(super) async fn get(context: &Context) -> Reply {
-    match context.calls.ask(Call::Status).await {
-        Ok(status) => json(StatusCode::OK, &status),
-        Err(obstacle) => obstacle.into(),
-    }
+pub(super) static ROUTES: &[Route] = &[Route::get("/v1/status", |asked| Box::pin(get(asked)))
+    .says("Status", "Everything about the gateway's orders and what became of them")
+    .answers(&[Answer::json::<Status>(200, "As it is now"), NO_ANSWER])];
+
+/// Of all that asks the event loop.
+pub(super) const NO_ANSWER: Answer =
+    Answer::problem(504, "The agent is too busy to answer, or took longer than it may");
+
+async fn get(asked: Asked) -> Answered {
+    Ok(json(StatusCode::OK, &asked.context.calls.ask(Call::Status).await?))
 }

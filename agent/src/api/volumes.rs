@@ -1,32 +1,52 @@
-//! `/v1/volumes`: GET the named volumes; DELETE `/v1/volumes/NAME` removes one that nobody uses.
+//! `/v1/volumes`: the named volumes; `/v1/volumes/{name}`: removing one that nobody uses.
 
 use hyper::StatusCode;
 
-use super::Context;
-use super::reply::{Reply, json, problem};
-use crate::status::{Call, VolumeRefusal};
+use super::parameters::{Kind as Is, Parameter};
+use super::reply::{Answered, Kind, Obstacle, json};
+use super::request::Asked;
+use super::routes::{Answer, Route};
+use super::status::NO_ANSWER;
+use crate::status::{Call, Removed, VolumeRefusal, Volumes};
 
-pub(super) async fn get(context: &Context) -> Reply {
-    match context.calls.ask(Call::Volumes).await {
-        Ok(Ok(volumes)) => json(StatusCode::OK, &volumes),
-        Ok(Err(error)) => problem(StatusCode::INTERNAL_SERVER_ERROR, error),
-        Err(obstacle) => obstacle.into(),
+pub(super) static ROUTES: &[Route] = &[
+    Route::get("/v1/volumes", |asked| Box::pin(get(asked)))
+        .says("Volumes", "The named volumes, with size, last use and users")
+        .answers(&[
+            Answer::json::<Volumes>(200, "All of them"),
+            Answer::problem(500, "They cannot be told"),
+            NO_ANSWER,
+        ]),
+    Route::delete("/v1/volumes/{name}", "remove volumes", |asked| Box::pin(delete(asked)))
+        .takes(&[Parameter::path("name", Is::Name, "Which volume")])
+        .says("Remove a volume", "Removes a volume that nobody uses, with all that is in it")
+        .answers(&[
+            Answer::json::<Removed>(200, "It is gone"),
+            Answer::problem(404, "There is none of this name"),
+            Answer::problem(409, "Somebody uses it; or the same request is being carried out"),
+            Answer::problem(500, "It could not be done"),
+            NO_ANSWER,
+        ]),
+];
+
+async fn get(asked: Asked) -> Answered {
+    match asked.context.calls.ask(Call::Volumes).await? {
+        Ok(volumes) => Ok(json(StatusCode::OK, &volumes)),
+        Err(error) => Err(Obstacle::new(Kind::Internal, error)),
     }
 }
 
-/// 200 with an empty object once it is gone, 404 if there is none, 409 if somebody uses it.
-pub(super) async fn delete(name: &str, context: &Context) -> Reply {
-    let name = name.to_owned();
-    match context.calls.order(|answer| Call::RemoveVolume(name, answer)).await {
-        Ok(Ok(())) => json(StatusCode::OK, &serde_json::json!({})),
-        Ok(Err(refusal)) => {
-            let status = match refusal {
-                VolumeRefusal::Unknown(_) => StatusCode::NOT_FOUND,
-                VolumeRefusal::InUse(_) => StatusCode::CONFLICT,
-                VolumeRefusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+async fn delete(asked: Asked) -> Answered {
+    let name = asked.values.text("name").unwrap_or_default().to_owned();
+    match asked.context.calls.order(|answer| Call::RemoveVolume(name, answer)).await? {
+        Ok(()) => Ok(json(StatusCode::OK, &Removed {})),
+        Err(refusal) => {
+            let kind = match refusal {
+                VolumeRefusal::Unknown(_) => Kind::NotFound,
+                VolumeRefusal::InUse(_) => Kind::Conflict,
+                VolumeRefusal::Failed(_) => Kind::Internal,
             };
-            problem(status, refusal.to_string())
+            Err(Obstacle::new(kind, refusal.to_string()))
         }
-        Err(obstacle) => obstacle.into(),
     }
 }

@@ -18,10 +18,14 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use super::failure::Failure;
+use crate::http_reply::Kind;
+use crate::native_status::OperationStatus;
 use crate::status::{Applied, EventsPage, Operated, Operation, Problem};
 
 /// For an answer from memory, beyond what the API itself allows the event loop.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// For an answer that will be asked for again.
+const SHORT_PATIENCE: Duration = Duration::from_secs(3);
 /// For an order to become durable.
 const LONG_PATIENCE: Duration = Duration::from_secs(75);
 /// Most that is read of an answer, in bytes.
@@ -58,16 +62,37 @@ impl Client {
     pub(super) fn apply(&self, envelope: Vec<u8>) -> Result<Applied, Failure> {
         let answer = self.exchange(Method::POST, "/v1/orders", envelope, LONG_PATIENCE)?;
         match answer.0 {
-            StatusCode::OK | StatusCode::UNPROCESSABLE_ENTITY => self.decode(&answer.1),
+            StatusCode::OK => self.decode(&answer.1),
+            StatusCode::UNPROCESSABLE_ENTITY => refused(&answer),
             _ => Err(problem(&answer)),
         }
     }
 
-    /// Does something to a workload.
-    pub(super) fn operate(&self, workload: &str, what: Operation) -> Result<Operated, Failure> {
-        let path = format!("/v1/workloads/{workload}/{}", what.as_str());
+    /// Does something to a resource such as `workloads/web`.
+    pub(super) fn operate(&self, resource: &str, what: Operation) -> Result<Operated, Failure> {
+        let path = format!("/v1/{resource}/{}", what.as_str());
         let answer = self.exchange(Method::POST, &path, Vec::new(), LONG_PATIENCE)?;
         if answer.0 == StatusCode::OK { self.decode(&answer.1) } else { Err(problem(&answer)) }
+    }
+
+    /// Begins what takes long.
+    pub(super) fn begin(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<OperationStatus, Failure> {
+        let answer = self.exchange(method, path, body, LONG_PATIENCE)?;
+        if answer.0 == StatusCode::ACCEPTED {
+            self.decode(&answer.1)
+        } else {
+            Err(problem(&answer))
+        }
+    }
+
+    /// How far that is. Whoever watches asks again anyway, so it is not waited long for.
+    pub(super) fn operation(&self, id: &str) -> Result<OperationStatus, Failure> {
+        self.get_patiently(&format!("/v1/operations/{id}"), SHORT_PATIENCE)
     }
 
     /// Removes a resource.
@@ -141,9 +166,19 @@ impl Client {
     }
 }
 
+/// An order that was refused is an answer like others.
+fn refused(answer: &(StatusCode, Bytes)) -> Result<Applied, Failure> {
+    match serde_json::from_slice::<Problem>(&answer.1) {
+        Ok(Problem { kind, generation, refusals, .. }) if kind == Kind::Refused.reference() => {
+            Ok(Applied { generation, accepted: false, unchanged: false, refusals })
+        }
+        _ => Err(problem(answer)),
+    }
+}
+
 fn problem((status, body): &(StatusCode, Bytes)) -> Failure {
     let message = match serde_json::from_slice::<Problem>(body) {
-        Ok(problem) => problem.error,
+        Ok(problem) => problem.detail,
         Err(_) => format!("HTTP status {status}"),
     };
     if status.is_server_error() {

@@ -1,9 +1,7 @@
 //! `coracle logs`: what containers said, straight from the files, whether the agent runs or not.
 
-use std::collections::BTreeSet;
 use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use coracle_core::name::ContainerId;
 use serde::Serialize;
@@ -12,7 +10,9 @@ use super::failure::Failure;
 use super::style::{Style, Tone};
 use super::text::{Cell, add_table, clean, size};
 use super::{Outcome, config_file, output, status};
-use crate::logs::{self, Item, Kept, Reader, Record, Run, Selection, Stream, Time, Watch};
+use crate::logs::{
+    self, Item, Kept, Pattern, Record, Run, Selection, Sources, Stream, Time, Watch, parse_since,
+};
 
 /// Arguments of `coracle logs`.
 #[derive(Debug, clap::Args)]
@@ -53,87 +53,11 @@ pub struct Args {
     config: Option<PathBuf>,
 }
 
-/// `WORKLOAD`, `WORKLOAD.INDEX` or `WORKLOAD.INDEX.CONTAINER`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Pattern(Vec<String>);
-
-impl std::str::FromStr for Pattern {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parts: Vec<_> = text.split('.').map(str::to_owned).collect();
-        if parts.len() > 3 || parts.iter().any(String::is_empty) {
-            return Err("a name is WORKLOAD, WORKLOAD.INDEX or WORKLOAD.INDEX.CONTAINER");
-        }
-        Ok(Self(parts))
-    }
-}
-
-impl Pattern {
-    fn matches(&self, id: &ContainerId, container: Option<&str>) -> bool {
-        let parts: Vec<_> = id.as_str().split('.').collect();
-        self.0.len() <= parts.len()
-            && self.0.iter().zip(&parts).all(|(wanted, part)| wanted == part)
-            && container.is_none_or(|container| parts.get(2) == Some(&container))
-    }
-}
-
 fn parse_stream(text: &str) -> Result<Stream, &'static str> {
     [Stream::Stdout, Stream::Stderr]
         .into_iter()
         .find(|stream| stream.name() == text)
         .ok_or("it is stdout or stderr")
-}
-
-fn parse_since(text: &str) -> Result<Time, &'static str> {
-    parse_time(text)
-        .or_else(|| Some(Time::now().before(parse_span(text)?)))
-        .ok_or("it is a time such as 2026-03-01T12:00:00Z, or a while such as 90s, 10m, 1h30m, 2d")
-}
-
-/// RFC 3339; seconds, their fraction and, for UTC, the `Z` may be left out.
-fn parse_time(text: &str) -> Option<Time> {
-    let (date, rest) = text.split_at_checked(10)?;
-    let rest = rest.strip_prefix(['T', 't', ' '])?;
-    let (clock, offset) = match rest.find(['Z', 'z', '+', '-']) {
-        Some(at) => rest.split_at(at),
-        None => (rest, "Z"),
-    };
-    let (whole, fraction) = clock.split_once('.').unwrap_or((clock, ""));
-    let seconds = if whole.len() == 5 { ":00" } else { "" };
-    let fraction: String = fraction.chars().chain("000000".chars()).take(6).collect();
-    let time = Time::parse(format!("{date}T{whole}{seconds}.{fraction}Z").as_bytes())?;
-    let Some(sign) = offset.strip_prefix(['+', '-']) else {
-        return offset.eq_ignore_ascii_case("z").then_some(time);
-    };
-    let (hours, minutes) = sign.split_once(':')?;
-    let number = |digits: &str| (digits.len() == 2).then(|| digits.parse::<u64>().ok())?;
-    let micros = (number(hours)? * 60 + number(minutes)?) * 60_000_000;
-    Some(if offset.starts_with('+') {
-        Time::from_micros(time.micros().saturating_sub(micros))
-    } else {
-        Time::from_micros(time.micros().saturating_add(micros))
-    })
-}
-
-/// `90s`, `10m`, `1h30m`, `2d`
-fn parse_span(text: &str) -> Option<Duration> {
-    let mut rest = text;
-    let mut total = 0_u64;
-    while !rest.is_empty() {
-        let unit = rest.find(|c: char| !c.is_ascii_digit())?;
-        let (number, after) = rest.split_at(unit);
-        let seconds = match after.chars().next()? {
-            's' => 1,
-            'm' => 60,
-            'h' => 3600,
-            'd' => 86_400,
-            _ => return None,
-        };
-        total = total.checked_add(number.parse::<u64>().ok()?.checked_mul(seconds)?)?;
-        rest = &after[1..];
-    }
-    (!text.is_empty()).then(|| Duration::from_secs(total))
 }
 
 pub(super) fn run(args: &Args) -> Result<Outcome, Failure> {
@@ -208,21 +132,22 @@ fn show(dir: &Path, pattern: &Pattern, args: &Args) -> Result<Outcome, Failure> 
         since: args.since,
         stream: args.stream,
     };
-    let mut sources = Sources { dir, pattern, args, known: BTreeSet::new(), readers: Vec::new() };
-    sources.look(selection)?;
-    if sources.readers.is_empty() {
+    let failed = unreadable(dir);
+    let mut sources = Sources::new(dir, pattern.clone(), args.container.clone());
+    sources.look(selection).map_err(&failed)?;
+    if sources.read().len() == 0 {
         let missing = || Failure::NoLogs {
-            name: pattern.0.join("."),
+            name: pattern.to_string(),
             dir: dir.to_owned(),
-            previous: !sources.known.is_empty(),
+            previous: sources.knows_any(),
         };
         if !args.follow {
             return Err(missing());
         }
         output::remark(&format!("-- {}; waiting --", missing()));
     }
-    let several = sources.readers.len() > 1 || (args.follow && pattern.0.len() < 3);
-    let mut page = Page::new(args, several);
+    let several = sources.read().len() > 1 || (args.follow && pattern.parts() < 3);
+    let mut page = Page::new(args, dir, several);
     page.print_all(&mut sources)?;
     if !args.follow {
         page.finish()?;
@@ -233,72 +158,19 @@ fn show(dir: &Path, pattern: &Pattern, args: &Args) -> Result<Outcome, Failure> 
     let watch = Watch::new();
     loop {
         watch.add(dir);
-        for (id, _) in &sources.readers {
+        for id in sources.read() {
             watch.add(&dir.join(id.as_str()));
         }
-        sources.look(later)?;
+        sources.look(later).map_err(&failed)?;
         page.print_all(&mut sources)?;
         watch.wait();
-    }
-}
-
-/// The containers that are read.
-struct Sources<'a> {
-    dir: &'a Path,
-    pattern: &'a Pattern,
-    args: &'a Args,
-    /// Those that there are, whether they have something to read or not.
-    known: BTreeSet<ContainerId>,
-    readers: Vec<(ContainerId, Source)>,
-}
-
-/// One of them, with its next line.
-struct Source {
-    reader: Reader,
-    next: Option<Item>,
-    /// Whether nothing of it was shown yet.
-    fresh: bool,
-}
-
-impl Sources<'_> {
-    /// Takes up containers that are not read yet.
-    fn look(&mut self, selection: Selection) -> Result<(), Failure> {
-        let failed = unreadable(self.dir);
-        for kept in logs::list(self.dir).map_err(&failed)? {
-            let wanted = self.pattern.matches(&kept.id, self.args.container.as_deref());
-            if !wanted || !self.known.insert(kept.id.clone()) {
-                continue;
-            }
-            if let Some(reader) = Reader::open(self.dir, &kept.id, selection).map_err(&failed)? {
-                self.readers.push((kept.id, Source { reader, next: None, fresh: true }));
-            }
-        }
-        Ok(())
-    }
-
-    /// The next line of all: the oldest of the next ones of each.
-    fn next(&mut self) -> Result<Option<(ContainerId, Item, bool)>, Failure> {
-        for (_, source) in &mut self.readers {
-            if source.next.is_none() {
-                source.next = source.reader.next_item().map_err(unreadable(self.dir))?;
-            }
-        }
-        let time = |source: &Source| match source.next.as_ref()? {
-            Item::Record(record) => Some(record.time.micros()),
-            Item::Gap => Some(0),
-        };
-        let waiting = self.readers.iter_mut().filter(|(_, source)| source.next.is_some());
-        let Some((id, source)) = waiting.min_by_key(|(_, source)| time(source)) else {
-            return Ok(None);
-        };
-        let fresh = std::mem::replace(&mut source.fresh, false);
-        Ok(source.next.take().map(|item| (id.clone(), item, fresh)))
     }
 }
 
 /// Standard output, and what was last written to it.
 struct Page<'a> {
     args: &'a Args,
+    dir: &'a Path,
     out: BufWriter<StdoutLock<'static>>,
     style: Style,
     /// Whether bytes are made harmless.
@@ -310,18 +182,18 @@ struct Page<'a> {
 }
 
 impl<'a> Page<'a> {
-    fn new(args: &'a Args, several: bool) -> Self {
+    fn new(args: &'a Args, dir: &'a Path, several: bool) -> Self {
         let stdout = io::stdout();
         let terminal = stdout.is_terminal();
         let out = BufWriter::with_capacity(64 * 1024, stdout.lock());
-        Self { args, out, style: Style::of_stdout(), terminal, several, open: None }
+        Self { args, dir, out, style: Style::of_stdout(), terminal, several, open: None }
     }
 
     /// Prints what there is.
-    fn print_all(&mut self, sources: &mut Sources<'_>) -> Result<(), Failure> {
+    fn print_all(&mut self, sources: &mut Sources) -> Result<(), Failure> {
         let failed =
             |error: io::Error| Failure::Client { action: "write the output", source: error.into() };
-        while let Some((id, item, fresh)) = sources.next()? {
+        while let Some((id, item, fresh)) = sources.next_item().map_err(unreadable(self.dir))? {
             match item {
                 Item::Gap => self
                     .remark(&id, "lines are missing: removed before they were read")
@@ -444,54 +316,6 @@ mod tests {
         assert_eq!(escape(evil, true), r"a	b\x1b[2J\x07\x00\x7f\u{9b}31m\xff\xfeé\u{202e}\");
         assert_eq!(escape("é".as_bytes(), false), r"\u{e9}");
         assert_eq!(escape(b"a\rb\r", true), r"a\x0db");
-    }
-
-    #[test]
-    fn times_and_whiles_are_read() {
-        let time = |text: &str| parse_time(text).map(|time| time.to_string());
-        for good in [
-            "2026-03-01T12:00:00Z",
-            "2026-03-01T12:00",
-            "2026-03-01 12:00:00.000000",
-            "2026-03-01T14:30:00+02:30",
-            "2026-03-01t07:00:00.0-05:00",
-        ] {
-            assert_eq!(time(good).as_deref(), Some("2026-03-01T12:00:00.000000Z"), "{good}");
-        }
-        for bad in [
-            "",
-            "x",
-            "2026-03-01",
-            "2026-03-01T12",
-            "2026-02-30T12:00",
-            "2026-03-01T12:00+2",
-            "2026-03-01T12:00Zx",
-        ] {
-            assert_eq!(time(bad), None, "{bad}");
-            assert!(parse_since(bad).is_err(), "{bad}");
-        }
-        let spans = ["90s", "10m", "1h30m", "2d"].map(|text| parse_span(text).unwrap().as_secs());
-        assert_eq!(spans, [90, 600, 5400, 172_800]);
-        for bad in ["", "10", "m", "10x", "99999999999999999999s", "18446744073709551615d"] {
-            assert_eq!(parse_span(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn names_choose_containers() {
-        let matches = |pattern: &str, container| {
-            let pattern: Pattern = pattern.parse().unwrap();
-            let ids = ["web.0.main", "web.0.proxy", "web.10.main", "web-2.0.main"];
-            let found = ids.map(|id| pattern.matches(&ContainerId::from_listed(id), container));
-            found.map(u8::from)
-        };
-        assert_eq!(matches("web", None), [1, 1, 1, 0]);
-        assert_eq!(matches("web", Some("main")), [1, 0, 1, 0]);
-        assert_eq!(matches("web.0", None), [1, 1, 0, 0]);
-        assert_eq!(matches("web.0.proxy", None), [0, 1, 0, 0]);
-        for bad in ["", "web.", ".0", "a.b.c.d"] {
-            assert!(bad.parse::<Pattern>().is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -30,23 +30,30 @@ macro_rules! examples {
 pub mod logging;
 
 mod apply;
+mod artifact;
+mod asking;
 mod client;
 mod config_file;
 mod events;
 mod failure;
 mod identity;
 mod input;
+mod interrupts;
 mod logs;
 mod operate;
 mod output;
+mod progress;
 mod ps;
+mod purge;
 mod secrets;
+mod service;
 mod status;
 mod style;
 mod text;
 mod validate;
 mod volumes;
 mod waiting;
+mod watching;
 
 pub use failure::Failure;
 
@@ -168,6 +175,26 @@ pub enum ClientCommand {
         "coracle volumes rm old-data"
     ))]
     Volumes(volumes::Args),
+    /// Artifacts: list those that are installed, install and remove them by hand
+    #[command(subcommand, after_help = examples!(
+        "coracle artifact list",
+        "coracle artifact install org.example:gauge:1.4.2",
+        "coracle artifact remove org.example:gauge:1.4.1"
+    ))]
+    Artifact(artifact::Command),
+    /// Native services: list those that stand here, and act on one by its coordinate
+    #[command(subcommand, after_help = examples!(
+        "coracle service list",
+        "coracle service restart a.gauge.alice.line-1"
+    ))]
+    Service(service::Command),
+    /// Remove the runtime directories of native services, of one or of all of a workload
+    #[command(after_help = examples!(
+        "coracle purge gauge                        asks for the name before it removes anything",
+        "coracle stop --wait 30 gauge && coracle purge --yes gauge",
+        "coracle purge a.gauge.alice.line-1         only of one service"
+    ))]
+    Purge(purge::Args),
     /// Secrets: what others need to seal them for this gateway
     #[command(subcommand, after_help = examples!("coracle secrets key"))]
     Secrets(secrets::Command),
@@ -252,6 +279,9 @@ pub fn run(socket: PathBuf, command: ClientCommand) -> Result<Outcome, Failure> 
         ClientCommand::Drain(args) => operate::run(socket, Operation::Drain, &args),
         ClientCommand::Restart(args) => operate::run(socket, Operation::Restart, &args),
         ClientCommand::Volumes(args) => volumes::run(socket, &args),
+        ClientCommand::Artifact(command) => artifact::run(socket, &command),
+        ClientCommand::Service(command) => service::run(socket, &command),
+        ClientCommand::Purge(args) => purge::run(socket, &args),
         ClientCommand::Secrets(command) => secrets::run(socket, &command),
         ClientCommand::Identity(command) => identity::run(socket, &command),
     }

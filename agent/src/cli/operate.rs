@@ -33,25 +33,55 @@ fn parse_name(text: &str) -> Result<String, InvalidName> {
     WorkloadName::parse(text).map(|name| name.as_str().to_owned())
 }
 
-/// Each by itself: what becomes of one does not depend on the others.
 pub(super) fn run(socket: PathBuf, operation: Operation, args: &Args) -> Result<Outcome, Failure> {
-    let client = Client::new(socket)?;
+    let named = |name: &String| Named {
+        name: name.clone(),
+        resource: format!("workloads/{name}"),
+        workload: Some(name.clone()),
+    };
+    let all: Vec<_> = args.workloads.iter().map(named).collect();
+    operate(&Client::new(socket)?, operation, &all, args.wait, args.json)
+}
+
+/// One that is operated.
+#[derive(Debug)]
+pub(super) struct Named {
+    /// As it was asked for.
+    pub(super) name: String,
+    /// Its place in the API.
+    pub(super) resource: String,
+    /// The workload that is waited for.
+    pub(super) workload: Option<String>,
+}
+
+/// Each by itself: what becomes of one does not depend on the others.
+pub(super) fn operate(
+    client: &Client,
+    operation: Operation,
+    all: &[Named],
+    wait: Option<u64>,
+    json: bool,
+) -> Result<Outcome, Failure> {
     let style = Style::of_stdout();
     let before = match operation {
-        Operation::Restart if args.wait.is_some() => processes(&client, args)?,
+        Operation::Restart if wait.is_some() => processes(client, all)?,
         _ => BTreeSet::new(),
     };
     let asked = Asked { operation, before };
     let mut done = Vec::new();
     let mut refused = Vec::new();
-    for name in &args.workloads {
-        match client.operate(name, operation) {
-            Ok(operated) => done.push((name.as_str(), operated)),
+    let mut names = BTreeSet::new();
+    for Named { name, resource, workload } in all {
+        match client.operate(resource, operation) {
+            Ok(operated) => {
+                done.push((name.as_str(), operated));
+                names.extend(workload.as_deref());
+            }
             Err(Failure::Denied { message, .. }) => refused.push((name.as_str(), message)),
             Err(failure) => return Err(failure),
         }
     }
-    if args.json {
+    if json {
         output::print_json(&answers(&done, &refused))?;
     } else {
         for (_, operated) in &done {
@@ -62,9 +92,8 @@ pub(super) fn run(socket: PathBuf, operation: Operation, args: &Args) -> Result<
         }
     }
     let outcome = Outcome::from(refused.is_empty());
-    let Some(seconds) = args.wait.filter(|_| !done.is_empty()) else { return Ok(outcome) };
-    let names: BTreeSet<&str> = done.iter().map(|(name, _)| *name).collect();
-    let waited = Waiting::new(&client, seconds, args.json).until(
+    let Some(seconds) = wait.filter(|_| !names.is_empty()) else { return Ok(outcome) };
+    let waited = Waiting::new(client, seconds, json).until(
         |status| asked.progress(&names, status, &style),
         |status| asked.judge(&names, status),
     )?;
@@ -91,9 +120,12 @@ fn answers(done: &[(&str, Operated)], refused: &[(&str, String)]) -> serde_json:
 }
 
 /// The processes of the workloads that are to be restarted, which must be others afterwards.
-fn processes(client: &Client, args: &Args) -> Result<BTreeSet<u32>, Failure> {
+fn processes(client: &Client, all: &[Named]) -> Result<BTreeSet<u32>, Failure> {
     let workloads: Vec<WorkloadReport> = client.get("/v1/workloads")?;
-    let named = workloads.iter().filter(|workload| args.workloads.contains(&workload.name));
+    let is_named = |workload: &&WorkloadReport| {
+        all.iter().any(|named| named.workload.as_ref() == Some(&workload.name))
+    };
+    let named = workloads.iter().filter(is_named);
     Ok(named.flat_map(|workload| &workload.replicas).flat_map(pids).collect())
 }
 

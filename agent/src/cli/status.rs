@@ -14,7 +14,10 @@ use coracle_protocol::reported::{
 use super::client::Client;
 use super::failure::Failure;
 use super::style::{Style, Tone};
-use super::text::{Cell, add_paragraph, add_table, add_wrapped, clean, count, glue, span};
+use super::text::{
+    Cell, FACTS_AT as INDENT, add_fact, add_label, add_paragraph, add_table, add_wrapped, clean,
+    count, glue, span,
+};
 use super::validate::place;
 use super::{Outcome, output};
 use crate::status::{LinkStatus, Status};
@@ -27,8 +30,6 @@ pub(super) use replicas::{
     is_unready, is_well, roughly_ago, stopped_words, tone, tone_of, update_words, word, words,
 };
 
-/// Column at which facts start.
-const INDENT: usize = 12;
 /// With more replicas than that, those that run well are only named.
 const MANY: usize = 12;
 /// Replicas that a line of progress names; the rest is counted.
@@ -65,11 +66,9 @@ pub(super) fn run(socket: PathBuf, args: &Args) -> Result<Outcome, Failure> {
 fn render(status: &Status, now: Timestamp, style: &Style) -> String {
     let mut page = String::new();
     let reported = &status.reported;
-    fact(&mut page, "Gateway", style);
-    add_wrapped(&mut page, &gateway_line(status, style), INDENT, style);
+    add_fact(&mut page, "Gateway", &gateway_line(status, style), style);
     add_orders(&mut page, status, style);
-    fact(&mut page, "Link", style);
-    add_wrapped(&mut page, &link_line(status.link.as_ref(), now), INDENT, style);
+    add_fact(&mut page, "Link", &link_line(status.link.as_ref(), now), style);
     for condition in &reported.conditions {
         if !is_told_already(condition, status) {
             add_condition(&mut page, condition, now, style);
@@ -176,16 +175,6 @@ fn is_taken_back(workload: &WorkloadReport) -> bool {
     update.is_some_and(|update| update.state == UpdateState::RolledBack)
 }
 
-fn fact(page: &mut String, label: &str, style: &Style) {
-    page.push_str(&style.paint(Tone::Quiet, label));
-    if label.len() + 2 > INDENT {
-        page.push('\n');
-        page.extend(std::iter::repeat_n(' ', INDENT));
-    } else {
-        page.extend(std::iter::repeat_n(' ', INDENT - label.len()));
-    }
-}
-
 fn gateway_line(status: &Status, style: &Style) -> String {
     let version = clean(&status.reported.agent_version, style);
     match status.reported.gateway {
@@ -196,7 +185,7 @@ fn gateway_line(status: &Status, style: &Style) -> String {
 
 fn add_orders(page: &mut String, status: &Status, style: &Style) {
     let reported = &status.reported;
-    fact(page, "Orders", style);
+    add_label(page, "Orders", style);
     if reported.generation_applied == 0 {
         let how = match status.link {
             Some(_) => "none yet; they come over the link, or by `coracle apply`",
@@ -275,7 +264,7 @@ fn link_line(link: Option<&LinkStatus>, now: Timestamp) -> String {
 }
 
 fn add_condition(page: &mut String, condition: &Condition, now: Timestamp, style: &Style) {
-    fact(page, &clean(&condition.name, style), style);
+    add_label(page, &clean(&condition.name, style), style);
     let Condition { message, reason, .. } = condition;
     let message = if message.is_empty() { reason } else { message };
     let line = match condition.status {

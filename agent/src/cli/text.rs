@@ -101,6 +101,8 @@ impl Cell {
 
 /// Cells wider than this get a line of their own, for the sake of all other rows.
 const WIDEST_FIRST: usize = 24;
+/// What the last column of a table needs at least.
+const NARROWEST_LAST: usize = 20;
 
 /// Adds a table: all columns as wide as they need, the last one wrapped. Where too little room
 /// would be left for it, the last cell follows on lines of its own.
@@ -110,29 +112,56 @@ pub(super) fn add_table(
     rows: &[(Vec<Cell>, String)],
     style: &Style,
 ) {
+    let widths = widths(heads, rows, WIDEST_FIRST);
+    add_rows(page, heads, rows, &widths, style);
+}
+
+/// Adds a table as [`add_table`], with a first column as wide as the others and a little of the last
+/// one allow: for long names, where there is room for them.
+pub(super) fn add_table_of_long_names(
+    page: &mut String,
+    heads: &[&str],
+    rows: &[(Vec<Cell>, String)],
+    style: &Style,
+) {
+    let others: usize = widths(heads, rows, 0).iter().skip(1).map(|width| width + 2).sum();
+    let left = style.width.map_or(usize::MAX, |w| w.saturating_sub(others + 2 + NARROWEST_LAST));
+    let widths = widths(heads, rows, left.max(WIDEST_FIRST));
+    add_rows(page, heads, rows, &widths, style);
+}
+
+/// Of all columns but the last.
+fn widths(heads: &[&str], rows: &[(Vec<Cell>, String)], widest_first: usize) -> Vec<usize> {
+    let columns = heads.split_last().map_or(&[][..], |(_, columns)| columns);
+    let width = |(i, head): (usize, &&str)| {
+        let cells = rows.iter().filter_map(|(cells, _)| cells.get(i));
+        let widest = cells.map(|cell| cell.text.chars().count());
+        let fitting = widest.filter(|width| i > 0 || *width <= widest_first).max();
+        fitting.unwrap_or(0).max(head.len())
+    };
+    columns.iter().enumerate().map(width).collect()
+}
+
+fn add_rows(
+    page: &mut String,
+    heads: &[&str],
+    rows: &[(Vec<Cell>, String)],
+    widths: &[usize],
+    style: &Style,
+) {
     let (last, columns) = heads.split_last().unwrap_or((&"", &[]));
-    let widths: Vec<usize> = columns
-        .iter()
-        .enumerate()
-        .map(|(i, head)| {
-            let cells = rows.iter().filter_map(|(cells, _)| cells.get(i));
-            let widest = cells.map(|cell| cell.text.chars().count());
-            let fitting = widest.filter(|width| i > 0 || *width <= WIDEST_FIRST).max();
-            fitting.unwrap_or(0).max(head.len())
-        })
-        .collect();
     let indent = widths.iter().map(|width| width + 2).sum();
     let heads = columns.iter().map(|head| Cell::toned(Tone::Quiet, *head)).collect::<Vec<_>>();
-    add_cells(page, &heads, &widths, style);
+    add_cells(page, &heads, widths, style);
     page.push_str(&style.paint(Tone::Quiet, last));
     page.push('\n');
     for (cells, last) in rows {
-        add_cells(page, cells, &widths, style);
+        add_cells(page, cells, widths, style);
         let left = style.width.map_or(usize::MAX, |width| width.saturating_sub(indent));
         if last.is_empty() {
             page.truncate(page.trim_end().len());
             page.push('\n');
-        } else if left < 20 || (!last.contains(' ') && last.chars().count() > left) {
+        } else if left < NARROWEST_LAST || (!last.contains(' ') && last.chars().count() > left) {
             page.truncate(page.trim_end().len());
             page.push('\n');
             add_paragraph(page, last, 4, style);
@@ -152,6 +181,32 @@ fn add_cells(page: &mut String, cells: &[Cell], widths: &[usize], style: &Style)
         }
         page.extend(std::iter::repeat_n(' ', width.saturating_sub(used) + 2));
     }
+}
+
+/// Column at which facts start.
+pub(super) const FACTS_AT: usize = 12;
+
+/// Adds what a fact is called; the fact itself goes on at [`FACTS_AT`].
+pub(super) fn add_label(page: &mut String, label: &str, style: &Style) {
+    page.push_str(&style.paint(Tone::Quiet, label));
+    if label.len() + 2 > FACTS_AT {
+        page.push('\n');
+        page.extend(std::iter::repeat_n(' ', FACTS_AT));
+    } else {
+        page.extend(std::iter::repeat_n(' ', FACTS_AT - label.len()));
+    }
+}
+
+/// Adds a fact with what it is called.
+pub(super) fn add_fact(page: &mut String, label: &str, fact: &str, style: &Style) {
+    add_label(page, label, style);
+    add_wrapped(page, fact, FACTS_AT, style);
+}
+
+/// How much of it is done, if that can be told.
+pub(super) fn percent(done: u64, total: Option<u64>) -> Option<u64> {
+    let total = total.filter(|total| *total > 0)?;
+    u64::try_from(u128::from(done) * 100 / u128::from(total)).ok().map(|percent| percent.min(100))
 }
 
 /// `12.1 MiB`

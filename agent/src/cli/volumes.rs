@@ -1,6 +1,5 @@
 //! `coracle volumes`: what named volumes there are, and removing them.
 
-use std::io::{self, BufRead, IsTerminal};
 use std::path::PathBuf;
 
 use clap::Subcommand;
@@ -11,7 +10,7 @@ use super::client::Client;
 use super::failure::Failure;
 use super::style::Style;
 use super::text::{Cell, add_table, clean, size};
-use super::{Outcome, output, status};
+use super::{Outcome, asking, output, status};
 use crate::status::{VolumeStatus, Volumes};
 
 /// Arguments of `coracle volumes`.
@@ -68,14 +67,15 @@ pub(super) fn run(socket: PathBuf, args: &Args) -> Result<Outcome, Failure> {
 
 /// Each by itself: what became of one does not depend on the others.
 fn remove(client: &Client, args: &RmArgs) -> Result<Outcome, Failure> {
-    if !args.yes && !io::stdin().is_terminal() {
+    if !args.yes && !asking::is_possible() {
         output::remark("error: nobody can be asked here; give --yes to remove volumes");
         return Ok(Outcome::No);
     }
     let mut removed = Vec::new();
     let mut refused = Vec::new();
     for name in &args.names {
-        if !args.yes && !agreed(name)? {
+        let question = format!("remove volume {name} with all that is in it? Type its name:");
+        if !args.yes && !asking::agreed(&question, name)? {
             refused.push((name, "not confirmed".to_owned()));
             continue;
         }
@@ -101,16 +101,6 @@ fn remove(client: &Client, args: &RmArgs) -> Result<Outcome, Failure> {
         }
     }
     Ok(Outcome::from(refused.is_empty()))
-}
-
-fn agreed(name: &str) -> Result<bool, Failure> {
-    output::remark(&format!("remove volume {name} with all that is in it? Type its name:"));
-    let mut line = String::new();
-    io::stdin()
-        .lock()
-        .read_line(&mut line)
-        .map_err(|error| Failure::Client { action: "read the answer", source: error.into() })?;
-    Ok(line.trim() == name)
 }
 
 fn render(volumes: &[VolumeStatus], now: Timestamp, style: &Style) -> String {

@@ -1,8 +1,8 @@
 //! Begins what the plan says, and takes in what came of it.
 
+use coracle_core::artifact::Software;
 use coracle_core::desired::Workload;
 use coracle_core::history::RecordId;
-use coracle_core::image::ImageRef;
 use coracle_core::name::{ContainerId, ReplicaId};
 use coracle_core::observed::{Busy, Container, Pod, Task};
 use coracle_core::plan::{Action, Adjust, Refresh, Start, Why};
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{Done, EventLoop, Pull, STORE_AGAIN};
 use crate::execute::{Execute, Failure, Outcome, Started};
-use crate::images::Progress;
+use crate::progress::Progress;
 use crate::store::StoreError;
 use coracle_protocol::reported::ConditionStatus;
 
@@ -41,7 +41,7 @@ impl<E: Execute> EventLoop<E> {
                 | Action::Refresh(_)
                 | Action::Adjust(_)
                 | Action::Clear { .. } => busy(false) < STOPS_AT_ONCE,
-                Action::RemoveImage { .. } => true,
+                Action::RemoveImage { .. } | Action::RemoveArtifact { .. } => true,
             };
             if room {
                 self.begin_one(action);
@@ -54,7 +54,7 @@ impl<E: Execute> EventLoop<E> {
     fn begin_one(&mut self, action: Action) {
         let (progress, watched) = watch::channel(Progress::default());
         let pulled = match &action {
-            Action::Pull { image } => Some(image.clone()),
+            Action::Pull { software } => Some(software.clone()),
             _ => None,
         };
         self.mark_busy(&action);
@@ -62,8 +62,8 @@ impl<E: Execute> EventLoop<E> {
         let task = self
             .work
             .spawn(async move { Done::Acted(Box::new(hands.act(action, progress).await)) });
-        if let Some(image) = pulled {
-            self.pulls.insert(image, Pull { task, progress: watched });
+        if let Some(software) = pulled {
+            self.pulls.insert(software, Pull { task, progress: watched });
         }
     }
 
@@ -82,19 +82,24 @@ impl<E: Execute> EventLoop<E> {
                 self.changed();
                 return;
             }
+            Action::RemoveArtifact { artifact } => {
+                self.observed.artifacts.remove(artifact);
+                self.changed();
+                return;
+            }
             Action::Pull { .. } => return,
         };
         self.busy.insert(replica.clone(), Busy { starting, leaves_running });
     }
 
-    /// Calls off the fetching of images that no order names any more.
+    /// Calls off the fetching of what no order names any more.
     pub(super) fn call_off_pulls(&mut self) {
-        let wanted = |image: &ImageRef| {
-            let mut all = self.orders.current.workloads.values().flat_map(Workload::images);
-            all.any(|known| known == image)
+        let wanted = |software: &Software| {
+            let mut all = self.orders.current.workloads.values().flat_map(Workload::software);
+            all.any(|known| known == software)
         };
-        self.pulls.retain(|image, pull| {
-            let keep = wanted(image);
+        self.pulls.retain(|software, pull| {
+            let keep = wanted(software);
             if !keep {
                 pull.task.abort();
             }
@@ -104,7 +109,7 @@ impl<E: Execute> EventLoop<E> {
 
     pub(super) fn on_outcome(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Pulled(image, result) => self.on_pulled(image, result),
+            Outcome::Pulled(software, result) => self.on_pulled(software, result),
             Outcome::Started(start, result) => self.on_started(start, result),
             Outcome::Ended(replica, id, why, result) => {
                 self.busy.remove(&replica);
@@ -147,28 +152,48 @@ impl<E: Execute> EventLoop<E> {
             Outcome::Forgotten(image, Err(failure)) => {
                 tracing::warn!(%image, error = failure.message, "image not removed");
             }
+            Outcome::ArtifactRemoved(artifact, Ok(())) => {
+                self.changed();
+                self.installed.remove(&artifact);
+                let now = self.clock.now();
+                let message = format!("artifact {artifact} removed");
+                self.happened(now, "artifact-removed", None, message);
+            }
+            Outcome::ArtifactRemoved(artifact, Err(failure)) => {
+                tracing::warn!(%artifact, error = failure.message, "artifact not removed");
+            }
         }
     }
 
-    fn on_pulled(&mut self, image: ImageRef, result: Result<coracle_core::image::Digest, Failure>) {
+    fn on_pulled(
+        &mut self,
+        software: Software,
+        result: Result<coracle_core::image::Digest, Failure>,
+    ) {
         let now = self.clock.now();
-        self.pulls.remove(&image);
+        let kind = software.kind();
+        self.pulls.remove(&software);
         self.changed();
         match result {
             Ok(digest) => {
-                self.happened(now, "pulled", None, format!("image {image} is there: {digest}"));
-                self.history.pulled(&image);
-                self.observed.images.insert(image, digest);
+                self.happened(now, "pulled", None, format!("{kind} {software} is there: {digest}"));
+                self.history.pulled(&software);
+                // How large it is and when it came, only a look tells.
+                let is_artifact = software.artifact().is_some();
+                self.observed.came(software, digest);
+                if is_artifact {
+                    self.look();
+                }
             }
             Err(failure) => {
-                let before = self.history.image(&image).map(|tries| tries.error.as_str());
+                let before = self.history.fetching(&software).map(|tries| tries.error.as_str());
                 // Tried for ever; told once.
                 if before != Some(failure.message.as_str()) {
                     let message =
-                        format!("image {image} could not be fetched: {}", failure.message);
+                        format!("{kind} {software} could not be fetched: {}", failure.message);
                     self.happened(now, "pull-failed", None, message);
                 }
-                self.history.pull_failed(&image, &failure.message, failure.retry, now);
+                self.history.pull_failed(&software, &failure.message, failure.retry, now);
                 if failure.unreachable {
                     self.on_unreachable(&failure.message);
                 }

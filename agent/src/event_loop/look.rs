@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use coracle_core::artifact::ArtifactId;
 use coracle_core::name::{ContainerId, ReplicaId};
-use coracle_core::observed::{Container, Exit, Pod, Task};
+use coracle_core::observed::{self, Container, Exit, Pod, Task};
 use coracle_protocol::reported::ConditionStatus;
 
 use super::{Done, EventLoop};
-use crate::execute::{Execute, Failure, Seen};
+use crate::execute::{Execute, Failure, Installed, Seen};
 use crate::runtime::RuntimeEvent;
 
 /// Pause before another look after one failed.
@@ -115,7 +116,7 @@ impl<E: Execute> EventLoop<E> {
         }
     }
 
-    fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         if self.looking {
             return;
         }
@@ -152,6 +153,12 @@ impl<E: Execute> EventLoop<E> {
                 self.look_at = Some(now.monotonic + pause);
                 self.observed.containers = Some(seen.containers);
                 self.observed.images = seen.images;
+                let observed = |(id, there): (&ArtifactId, &Installed)| {
+                    let (digest, by_hand) = (there.digest.clone(), there.by_hand);
+                    (id.clone(), observed::Artifact { digest, by_hand })
+                };
+                self.observed.artifacts = seen.artifacts.iter().map(observed).collect();
+                self.installed = seen.artifacts;
                 self.on_pods(seen.pods);
                 self.trust_what_ran();
             }

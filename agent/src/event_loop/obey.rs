@@ -236,6 +236,7 @@ impl<E: Execute> EventLoop<E> {
         self.unknown_fields = order.unknown_fields;
         self.orders.advance(order.desired, &self.history, &self.observed);
         self.history.ordered(&self.orders.current);
+        self.history.try_changed_units(&self.orders.current, &self.orders.previous);
         self.give_secrets();
         self.forget_logs();
         self.call_off_pulls();

@@ -10,9 +10,8 @@ use coracle_protocol::reported::ConditionStatus;
 use coracle_protocol::{Presence, ReportedState, Timestamp};
 use tracing::{debug, error, info, warn};
 
-use super::EventLoop;
+use super::{EventLoop, operations};
 use crate::execute::Execute;
-use crate::images::Phase;
 use crate::link::LinkEvent;
 use crate::machine::{AGENT_VERSION, uptime};
 use crate::status::{Call, LinkStatus, PullStatus, Status};
@@ -92,7 +91,7 @@ impl<E: Execute> EventLoop<E> {
         self.telling.sequences.next().unwrap_or(at_least)
     }
 
-    fn report(&self, now: Now) -> ReportedState {
+    pub(super) fn report(&self, now: Now) -> ReportedState {
         report::report(&Facts {
             gateway: self.gateway,
             boot_id: &self.machine.boot_id,
@@ -122,11 +121,11 @@ impl<E: Execute> EventLoop<E> {
 
     fn status(&mut self) -> Status {
         let now = self.clock.now();
-        let pulls = self.pulls.iter().map(|(image, pull)| {
+        let pulls = self.pulls.iter().map(|(software, pull)| {
             let progress = pull.progress.borrow();
             PullStatus {
-                image: image.to_string(),
-                phase: word(progress.phase).to_owned(),
+                image: software.to_string(),
+                phase: operations::phase(progress.phase).to_owned(),
                 bytes_done: progress.bytes_done,
                 bytes_total: progress.bytes_total,
             }
@@ -155,6 +154,20 @@ impl<E: Execute> EventLoop<E> {
                 let done = self.operate(&workload, operation).await;
                 drop(reply.send(done));
             }
+            Call::Artifacts(reply) => drop(reply.send(self.artifacts())),
+            Call::Services(reply) => {
+                let (services, hands) = (self.services(), self.hands.clone());
+                // Beside everything else: the directories may be large.
+                tokio::spawn(async move {
+                    drop(reply.send(hands.look_at_services(services).await));
+                });
+            }
+            Call::WorkloadAt(coordinate, reply) => {
+                drop(reply.send(self.workload_at(&coordinate)));
+            }
+            Call::Begin(work, reply) => drop(reply.send(self.begin_long(work))),
+            Call::Operations(reply) => drop(reply.send(self.all_operations())),
+            Call::Operation(id, reply) => drop(reply.send(self.operation(&id))),
             Call::IdentityKeys(reply) => drop(reply.send(self.identity_keys())),
         }
     }
@@ -216,13 +229,5 @@ impl<E: Execute> EventLoop<E> {
 
     fn set_link(&mut self, connected: bool, reason: Option<String>, next_try: Option<Timestamp>) {
         self.link_status = Some(LinkStatus { broker: self.broker(), connected, reason, next_try });
-    }
-}
-
-fn word(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Resolving => "resolving",
-        Phase::Downloading => "downloading",
-        Phase::Unpacking => "unpacking",
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+use coracle_core::artifact::{ArtifactRef, Coordinate};
 use coracle_core::backoff::Retry;
 use coracle_core::desired::{self, DefinitionHash};
-use coracle_core::image::Digest as ImageDigest;
+use coracle_core::image::{Digest as ImageDigest, ImageRef};
 use coracle_core::observed::{Pod, Task};
 use coracle_core::plan::{Action, Why};
 use coracle_core::policy::Policy;
@@ -23,19 +24,22 @@ use crate::config::{Config, TemplatesConfig};
 use crate::containerd::LocalImage;
 use crate::execute::{Asked, Started};
 use crate::health::Finding;
+use crate::native_status::{LongWork, ServiceStatus, Services};
 use crate::runtime::fake::FakeRuntime;
-use crate::runtime::{Runtime, Surroundings};
+use crate::runtime::{Root, Runtime, Surroundings};
 use crate::secrets::Secrets;
 use crate::status::{Applied, Happenings, Status};
 use crate::store::CheckOutcome;
 
 mod life;
+mod native;
 
 const GATEWAY: &str = "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11";
 
 /// Images in memory: each pull takes a while, fails or hangs as told.
 #[derive(Debug, Default)]
 struct Shelf {
+    artifacts: BTreeMap<ArtifactId, Installed>,
     there: BTreeSet<String>,
     failing: BTreeMap<String, u32>,
     hanging: BTreeSet<String>,
@@ -75,12 +79,24 @@ fn digest() -> ImageDigest {
     ImageDigest::parse(&format!("sha256:{}", "0".repeat(64))).unwrap()
 }
 
+fn installed(by_hand: bool) -> Installed {
+    Installed {
+        digest: digest(),
+        zip_bytes: 10,
+        unpacked_bytes: 20,
+        entries: 3,
+        installed_at: Timestamp::from_unix(0),
+        by_hand,
+        directory: "/native".into(),
+    }
+}
+
 fn failure(message: &str) -> Failure {
     Failure { message: message.into(), retry: Retry::Backoff, unreachable: false }
 }
 
 impl Hands {
-    async fn pull(&self, image: &ImageRef) -> Result<ImageDigest, Failure> {
+    async fn pull(&self, image: &Software) -> Result<ImageDigest, Failure> {
         let name = image.to_string();
         self.shelf.lock().unwrap().pulls += 1;
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -100,17 +116,18 @@ impl Hands {
 impl Execute for Hands {
     async fn act(&self, action: Action, _progress: watch::Sender<Progress>) -> Outcome {
         match action {
-            Action::Pull { image } => {
-                let result = self.pull(&image).await;
-                Outcome::Pulled(image, result)
+            Action::Pull { software } => {
+                let result = self.pull(&software).await;
+                Outcome::Pulled(software, result)
             }
             Action::Start(start) => {
-                let image = LocalImage {
-                    reference: start.container.image.clone(),
+                // The runtime in memory looks at none of it.
+                let root = Root::Image(LocalImage {
+                    reference: ImageRef::parse("r.x/any:1").unwrap(),
                     digest: digest(),
                     config: Vec::new(),
                     chain_id: None,
-                };
+                });
                 let broken = {
                     let mut shelf = self.shelf.lock().unwrap();
                     shelf.start_attempts += 1;
@@ -123,7 +140,7 @@ impl Execute for Hands {
                     let failure = Failure { unreachable: true, ..failure("the stream broke") };
                     return Outcome::Started(start, Err(failure));
                 }
-                let result = self.runtime.start(&start, &image, &Surroundings::default()).await;
+                let result = self.runtime.start(&start, &root, &Surroundings::default()).await;
                 let short = self.shelf.lock().unwrap().short_lives > 0;
                 if short {
                     self.shelf.lock().unwrap().short_lives -= 1;
@@ -169,6 +186,10 @@ impl Execute for Hands {
                 self.shelf.lock().unwrap().there.remove(&image.to_string());
                 Outcome::Forgotten(image, Ok(()))
             }
+            Action::RemoveArtifact { artifact } => {
+                self.shelf.lock().unwrap().artifacts.remove(&artifact);
+                Outcome::ArtifactRemoved(artifact, Ok(()))
+            }
         }
     }
 
@@ -176,7 +197,41 @@ impl Execute for Hands {
         let containers = self.runtime.list().await?;
         let shelf = self.shelf.lock().unwrap();
         let images = shelf.there.iter().map(|name| (ImageRef::parse(name).unwrap(), digest()));
-        Ok(Seen { containers, images: images.collect(), pods: Ok(shelf.pods.clone()) })
+        Ok(Seen {
+            containers,
+            images: images.collect(),
+            artifacts: shelf.artifacts.clone(),
+            pods: Ok(shelf.pods.clone()),
+        })
+    }
+
+    async fn work_long(
+        &self,
+        work: LongWork,
+        progress: watch::Sender<Progress>,
+    ) -> Result<String, Failure> {
+        let bytes_total = Some(100);
+        progress.send_replace(Progress { bytes_done: 40, bytes_total, ..Progress::default() });
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let mut shelf = self.shelf.lock().unwrap();
+        match work {
+            LongWork::Install(artifact) => {
+                if artifact.id.name() == "absent" {
+                    return Err(failure("no repository has it"));
+                }
+                shelf.artifacts.insert(artifact.id.clone(), installed(true));
+                Ok(format!("{} installed", artifact.id))
+            }
+            LongWork::Remove(artifact) => {
+                shelf.artifacts.remove(&artifact).unwrap();
+                Ok(format!("{artifact} removed"))
+            }
+            LongWork::Purge(coordinate) => Ok(format!("{coordinate} purged")),
+        }
+    }
+
+    async fn look_at_services(&self, services: Vec<(Coordinate, ServiceStatus)>) -> Services {
+        Services { services: services.into_iter().map(|(_, status)| status).collect() }
     }
 
     async fn share(&self, traffic: Traffic) -> Result<(), Failure> {

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_core::backoff::Retry;
-use coracle_core::desired::{self, DefinitionHash, DeviceRequest, Identity, Mount, MountSource};
+use coracle_core::desired::{
+    self, DefinitionHash, DeviceRequest, Identity, Mount, MountSource, Template,
+};
 use coracle_core::name::{ContainerName, ReplicaId};
 use coracle_core::observed::Pod;
 use coracle_core::plan::{Refresh, Start};
@@ -24,7 +26,7 @@ use crate::config::{Config, LogsConfig};
 use crate::mounts::Mounts;
 use crate::network::{NetworkRequest, Networks, PortMapping};
 use crate::policy::Installed;
-use crate::runtime::{Bind, Device, Surroundings};
+use crate::runtime::{Bind, Device, Root, Surroundings};
 use crate::workload_identity::{
     DIR_IN_CONTAINER, Identities, IdentityRequest, SOCKET_IN_CONTAINER, SOCKET_VARIABLE,
 };
@@ -66,7 +68,11 @@ impl Around {
     }
 
     /// Makes what a container finds around it, or finds it made.
-    pub(super) async fn make(&self, start: &Start) -> Result<(Surroundings, Pod), Failure> {
+    pub(super) async fn make(
+        &self,
+        start: &Start,
+        root: &Root,
+    ) -> Result<(Surroundings, Pod), Failure> {
         let Start { replica, container, pod, .. } = start;
         let network = self.networks.ensure(&request(start)).await?;
         self.check_host_paths(&container.mounts).await?;
@@ -76,7 +82,14 @@ impl Around {
             // Says what they are at, so that nobody takes them for old.
             self.mounts.refresh(replica, &mounts_of(pod), &pod.in_place).await?;
         }
-        let mut variables = self.mounts.variables(replica, &container.name, &container.env).await?;
+        let env = match root {
+            Root::Image(_) => container.env.clone(),
+            Root::Native(native) => {
+                let directories = |value: &Template| value.map(|text| native.text(text));
+                container.env.iter().map(|(k, v)| (k.clone(), directories(v))).collect()
+            }
+        };
+        let mut variables = self.mounts.variables(replica, &container.name, &env).await?;
         if let Some(source) = self.serve_identity(replica, pod)? {
             let options =
                 ["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"].map(String::from).into();

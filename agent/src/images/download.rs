@@ -6,11 +6,11 @@ use containerd_client::tonic::Code;
 
 use super::content::{Content, Ingest};
 use super::error::ImageError;
-use super::headers::{content_length, content_range};
-use super::http::Response;
 use super::manifest::{Descriptor, Manifest};
 use super::pull::Pull;
 use super::{Phase, Progress};
+use crate::http_client::Response;
+use crate::http_client::headers::{content_length, content_range};
 
 /// Bytes that are given to containerd at once.
 const PIECE: usize = 128 << 10;

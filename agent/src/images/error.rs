@@ -9,6 +9,7 @@ use coracle_core::image::{Digest, ImageRef};
 
 use super::manifest::Flaw;
 use crate::containerd::{Origin, origin};
+use crate::http_client::HttpError;
 
 /// A registry's configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +37,6 @@ pub enum ImagesError {
     },
 }
 
-type Source = Box<dyn std::error::Error + Send + Sync>;
-
 /// An image cannot be pulled, used or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -63,30 +62,9 @@ pub enum ImageError {
         /// The part that is not there.
         missing: &'static str,
     },
-    /// No connection.
-    #[error("cannot connect to {host}")]
-    Connect {
-        /// Which host.
-        host: String,
-        /// Why.
-        source: Source,
-    },
-    /// The other side is silent.
-    #[error("{host} did not answer within {} s", .after.as_secs_f32())]
-    Silent {
-        /// Which host.
-        host: String,
-        /// How long was waited.
-        after: Duration,
-    },
-    /// The connection broke, or what came over it is not HTTP.
-    #[error("the connection to {host} broke")]
-    Broken {
-        /// Which host.
-        host: String,
-        /// How.
-        source: Source,
-    },
+    /// A registry could not be spoken to.
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// The registry is busy, broken or refuses without saying more.
     #[error("{host} answered {status} to the request for {what}")]
     Answered {
@@ -119,31 +97,11 @@ pub enum ImageError {
         /// An image or a blob of it.
         what: String,
     },
-    /// A redirect or a token server that is not followed.
-    #[error("{host} points to {to:?}, which is not followed: {why}")]
-    Redirect {
-        /// Which host.
-        host: String,
-        /// Where to.
-        to: String,
-        /// Why not.
-        why: &'static str,
-    },
     /// The token server's answer is of no use.
     #[error("the token server {host} of the registry gave no usable token")]
     Token {
         /// Which host.
         host: String,
-    },
-    /// An answer is longer than it may be.
-    #[error("{what} from {host} is longer than {limit} bytes")]
-    TooLong {
-        /// Which host.
-        host: String,
-        /// What was being read.
-        what: String,
-        /// Most bytes allowed.
-        limit: u64,
     },
     /// There is no variant of the image for this machine.
     #[error("image {image} is not for {wanted}, only for {}", list(.available))]
@@ -245,12 +203,12 @@ impl ImageError {
     /// When it is worth trying again.
     pub fn retry(&self) -> Retry {
         match self {
+            Self::Http(error) => error.retry(),
             Self::Answered { retry_after: Some(wait), .. } => Retry::After(*wait),
             Self::Answered { status: 403 | 408 | 425 | 429 | 500.., .. } => Retry::Backoff,
             Self::Answered { .. }
             | Self::Denied { .. }
             | Self::Absent { .. }
-            | Self::Redirect { .. }
             | Self::NoPlatform { .. }
             | Self::Invalid { .. }
             | Self::Unsupported { .. }
@@ -259,11 +217,7 @@ impl ImageError {
             Self::Containerd { .. }
             | Self::ContainerdTimeout { .. }
             | Self::NotLocal { .. }
-            | Self::Connect { .. }
-            | Self::Silent { .. }
-            | Self::Broken { .. }
             | Self::Token { .. }
-            | Self::TooLong { .. }
             | Self::BlobDigest { .. }
             | Self::BlobSize { .. }
             | Self::Damaged { .. }
@@ -278,7 +232,7 @@ impl ImageError {
 
     /// Whether a download may go on at once from where it broke.
     pub(crate) fn is_interruption(&self) -> bool {
-        matches!(self, Self::Broken { .. } | Self::Silent { .. })
+        matches!(self, Self::Http(error) if error.is_interruption())
     }
 
     pub(crate) fn is_containerd(&self, code: Code) -> bool {

@@ -9,19 +9,14 @@
 mod content;
 mod download;
 mod error;
-mod headers;
-mod http;
 mod lease;
-mod locks;
 mod manifest;
 mod platform;
 mod pull;
 mod records;
 mod registry;
 mod resolve;
-mod tls;
 mod unpack;
-mod url;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,13 +29,14 @@ use rustls_pki_types::pem::PemObject as _;
 use tokio::sync::watch;
 
 pub use self::error::{ImageError, ImagesError};
-use self::http::Policy;
-pub use self::http::Timeouts;
-use self::locks::Locks;
 use self::manifest::{ImageConfig, MAX_DOCUMENT};
 use self::platform::Platform;
 use crate::config::RegistryConfig;
 use crate::containerd::{Containerd, LocalImage};
+use crate::http_client::Policy;
+pub use crate::http_client::Timeouts;
+use crate::locks::Locks;
+pub use crate::progress::{Phase, Progress};
 
 /// Longest time for containerd to collect what an image leaves behind.
 const COLLECT: Duration = Duration::from_secs(600);
@@ -52,33 +48,6 @@ pub struct Images {
     policy: Arc<Policy>,
     locks: Locks,
     platform: Platform,
-}
-
-/// How far a pull is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// What is being done.
-    pub phase: Phase,
-    /// Compressed bytes downloaded (or found here), or unpacked, according to the phase.
-    pub bytes_done: u64,
-    /// Compressed bytes of the phase; unknown while resolving.
-    pub bytes_total: Option<u64>,
-    /// Layers downloaded or unpacked.
-    pub layers_done: usize,
-    /// Layers of the image; 0 while resolving.
-    pub layers_total: usize,
-}
-
-/// The parts of a pull.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Phase {
-    /// Finding out what the reference stands for.
-    #[default]
-    Resolving,
-    /// Fetching layers.
-    Downloading,
-    /// Making file systems of the layers.
-    Unpacking,
 }
 
 impl Images {

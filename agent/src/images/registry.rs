@@ -14,10 +14,9 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::error::ImageError;
-use super::headers::{challenge, retry_after};
-use super::http::{Client, Policy, Response};
 use super::manifest::{DOCKER_LIST, DOCKER_MANIFEST, MAX_DOCUMENT, OCI_INDEX, OCI_MANIFEST};
-use super::url::{Origin, Url};
+use crate::http_client::headers::{challenge, retry_after};
+use crate::http_client::{Client, HttpError, Origin, Policy, Response, Url};
 
 /// Most bytes of a token server's answer, and of an error's body.
 const MAX_ANSWER: u64 = 64 << 10;
@@ -97,7 +96,7 @@ impl Registry {
             self.client.keep(response);
             Ok(Served { bytes, content_type })
         };
-        let silent = |_| ImageError::Silent { host, after: patience };
+        let silent = |_| HttpError::Silent { host, after: patience };
         timeout(patience, reading).await.map_err(silent)?
     }
 
@@ -174,7 +173,7 @@ impl Registry {
         query.extend(challenge.service.as_deref().map(|service| ("service", service)));
         let token = self.fetch_token(&challenge.realm.with_query(&query)).await?;
         self.token = Some(token);
-        self.client.request(method, &url, &headers, self.token.as_ref()).await
+        Ok(self.client.request(method, &url, &headers, self.token.as_ref()).await?)
     }
 
     async fn fetch_token(&mut self, url: &Url) -> Result<HeaderValue, ImageError> {

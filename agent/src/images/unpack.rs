@@ -21,9 +21,9 @@ use coracle_core::image::{Digest, ImageRef};
 
 use super::error::ImageError;
 use super::lease::Lease;
-use super::locks::Locks;
 use super::manifest::Descriptor;
 use crate::containerd::{Containerd, under_lease};
+use crate::locks::Locks;
 
 /// Longest time for one layer: gigabytes onto a slow card.
 const APPLY: Duration = Duration::from_secs(3600);

@@ -5,50 +5,23 @@
 //! the same object, so that TLS sessions are resumed. Deliberately not here: the system's own
 //! authorities, which have no say in who is our broker.
 
-use std::fs::{File, Metadata};
-use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::crypto::ring;
 use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-/// No certificate chain and no key is larger, in bytes.
-const MAX_FILE_BYTES: u64 = 256 * 1024;
+use crate::pem_file::{PemFileError, Stamp, certificates, read_limited, stamp};
 
 /// Why the files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FilesError {
-    /// A file cannot be read.
-    #[error("cannot read the {what} {path}")]
-    Read {
-        /// What the file is for.
-        what: &'static str,
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file is larger than any certificate or key.
-    #[error("the {what} {path} is larger than {MAX_FILE_BYTES} bytes")]
-    TooLarge {
-        /// What the file is for.
-        what: &'static str,
-        /// Which file.
-        path: PathBuf,
-    },
-    /// A file holds no PEM section of the kind that is needed.
-    #[error("the {what} {path} holds no usable PEM section")]
-    NotPem {
-        /// What the file is for.
-        what: &'static str,
-        /// Which file.
-        path: PathBuf,
-    },
+    /// A file cannot be used.
+    #[error(transparent)]
+    File(#[from] PemFileError),
     /// The authorities' certificates cannot be used.
     #[error("a certificate in {path} cannot be used as an authority")]
     Authority {
@@ -67,26 +40,6 @@ pub(super) enum FilesError {
         /// Why.
         source: rustls::Error,
     },
-}
-
-/// What tells one version of a file from the next without reading it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    length: u64,
-    seconds: i64,
-    nanoseconds: i64,
-}
-
-impl From<Metadata> for Stamp {
-    fn from(metadata: Metadata) -> Self {
-        Self {
-            inode: metadata.ino(),
-            length: metadata.len(),
-            seconds: metadata.mtime(),
-            nanoseconds: metadata.mtime_nsec(),
-        }
-    }
 }
 
 /// The three files, and the configuration that they last gave.
@@ -133,7 +86,7 @@ impl Files {
         let chain = certificates("certificate", &self.cert)?;
         let what = "private key";
         let key = PrivateKeyDer::from_pem_slice(&read_limited(what, &self.key)?)
-            .map_err(|_| FilesError::NotPem { what, path: self.key.clone() })?;
+            .map_err(|_| PemFileError::NotPem { what, path: self.key.clone() })?;
         let pair =
             |source| FilesError::Pair { cert: self.cert.clone(), key: self.key.clone(), source };
         let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -157,38 +110,4 @@ pub fn check_files(
     key: &Path,
 ) -> Result<(), impl std::error::Error + use<>> {
     Files::new(ca.into(), cert.into(), key.into()).load().map(drop)
-}
-
-fn stamp(what: &'static str, path: &Path) -> Result<Stamp, FilesError> {
-    let unreadable = |source| FilesError::Read { what, path: path.into(), source };
-    let metadata = std::fs::metadata(path).map_err(unreadable)?;
-    if !metadata.is_file() {
-        // A FIFO would be waited for without end.
-        let kind = std::io::ErrorKind::InvalidInput;
-        return Err(unreadable(std::io::Error::new(kind, "it is not a regular file")));
-    }
-    Ok(metadata.into())
-}
-
-fn certificates(
-    what: &'static str,
-    path: &Path,
-) -> Result<Vec<CertificateDer<'static>>, FilesError> {
-    let bytes = read_limited(what, path)?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    match chain {
-        Ok(chain) if !chain.is_empty() => Ok(chain),
-        _ => Err(FilesError::NotPem { what, path: path.into() }),
-    }
-}
-
-fn read_limited(what: &'static str, path: &Path) -> Result<Vec<u8>, FilesError> {
-    let unreadable = |source| FilesError::Read { what, path: path.into(), source };
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(FilesError::TooLarge { what, path: path.into() });
-    }
-    Ok(bytes)
 }

@@ -3,26 +3,20 @@
 //! Names that begin with a dot are work under way or on its way out. What a crash leaves of them is
 //! taken over by whoever makes the same thing again, or swept.
 
-use std::ffi::CStr;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use coracle_core::name::{ContainerName, ReplicaId, WorkloadName};
-use nix::dir::Dir;
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, renameat};
-use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::statfs;
-use nix::unistd::{UnlinkatFlags, unlinkat};
 use tracing::warn;
 
 use super::error::{MountError, failed};
 use crate::error_chain::chain;
 use crate::fault::fault_point;
 use crate::file_system::is_memory;
+use crate::file_tree::{delete_tree, is_taken};
 
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
@@ -178,94 +172,6 @@ pub(super) fn delete_hidden(dir: &Path) {
     for name in names.iter().filter(|name| name.starts_with(GONE)) {
         if let Err(error) = delete(&dir.join(name)) {
             warn!(error = chain(&error), "something that was removed still takes room");
-        }
-    }
-}
-
-/// Whether a rename failed because of what has the new name.
-fn is_taken(kind: io::ErrorKind) -> bool {
-    use io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, IsADirectory, NotADirectory};
-    matches!(kind, AlreadyExists | DirectoryNotEmpty | IsADirectory | NotADirectory)
-}
-
-/// Deletes a directory with all that is in it, however deep: what is below its subdirectories is
-/// moved up into it, so that never more than two directories are open. Links are not followed,
-/// other file systems not entered. What cannot be deleted does not keep the rest.
-fn delete_tree(path: &Path) -> io::Result<()> {
-    let top = nix::fcntl::open(path, DIRECTORY, Mode::empty())?;
-    let mut tree = Tree { device: fstat(&top)?.st_dev, top, moved: 0, progress: true, error: None };
-    while tree.progress {
-        (tree.progress, tree.error) = (false, None);
-        tree.empty(None)?;
-        match fs::remove_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-            result => return result,
-        }
-    }
-    Err(tree.error.unwrap_or_else(|| io::ErrorKind::DirectoryNotEmpty.into()))
-}
-
-const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
-
-struct Tree {
-    top: OwnedFd,
-    device: nix::libc::dev_t,
-    /// For names that nothing else has.
-    moved: u64,
-    /// Whether something was deleted or moved.
-    progress: bool,
-    error: Option<io::Error>,
-}
-
-impl Tree {
-    /// Deletes what is in the top, or in one of its directories.
-    fn empty(&mut self, below: Option<&CStr>) -> io::Result<()> {
-        let name = below.unwrap_or(c".");
-        let fd = openat(&self.top, name, DIRECTORY, Mode::empty())?;
-        if fstat(&fd)?.st_dev != self.device {
-            return Err(io::ErrorKind::CrossesDevices.into());
-        }
-        let mut dir = Dir::from_fd(fd.try_clone()?)?;
-        for entry in dir.iter() {
-            let entry = entry?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let result = match unlinkat(&fd, name, UnlinkatFlags::NoRemoveDir) {
-                Err(Errno::EISDIR) => match unlinkat(&fd, name, UnlinkatFlags::RemoveDir) {
-                    Err(Errno::ENOTEMPTY | Errno::EEXIST) if below.is_some() => {
-                        self.move_up(&fd, name)
-                    }
-                    Err(Errno::ENOTEMPTY | Errno::EEXIST) => {
-                        let emptied = self.empty(Some(name));
-                        match unlinkat(&fd, name, UnlinkatFlags::RemoveDir) {
-                            // What is left in it has told why.
-                            Err(Errno::ENOTEMPTY | Errno::EEXIST) if emptied.is_ok() => continue,
-                            result => emptied.and(result.map_err(io::Error::from)),
-                        }
-                    }
-                    result => result.map_err(io::Error::from),
-                },
-                result => result.map_err(io::Error::from),
-            };
-            match result {
-                Ok(()) => self.progress = true,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => self.error = Some(error),
-            }
-        }
-        Ok(())
-    }
-
-    fn move_up(&mut self, from: &OwnedFd, name: &CStr) -> io::Result<()> {
-        loop {
-            self.moved += 1;
-            let to = format!("{GONE}{}", self.moved);
-            match renameat(from, name, &self.top, to.as_str()).map_err(io::Error::from) {
-                Err(error) if is_taken(error.kind()) => {}
-                result => return result,
-            }
         }
     }
 }

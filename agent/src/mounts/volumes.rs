@@ -1,32 +1,25 @@
 //! Volumes: directories that containers write to. Made here, measured, removed when asked to.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use coracle_core::name::ResourceName;
 use coracle_protocol::Timestamp;
-use nix::dir::Dir;
-use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{Mode, SFlag, fstat, fstatat};
 
 use super::error::{MountError, failed};
 use super::site::{
     Site, delete, ensure_dir, hide, is_temporary, names, parse_replica, set_mode, under_way,
 };
-use crate::clock::{monotonic_now, wall_now};
+use crate::clock::wall_now;
 use crate::fault::fault_point;
+use crate::file_tree::Meter;
 use crate::status::VolumeStatus;
 
 /// How often it is written down that a volume is in use: it costs a write to flash.
 const USED_EVERY: Duration = Duration::from_secs(3600);
-/// Most that is looked at to measure volumes: files, levels, time.
-const MOST_FILES: usize = 200_000;
-const MOST_LEVELS: usize = 64;
-const MOST_TIME: Duration = Duration::from_secs(5);
 
 /// Makes the directory `dir/name` if it is not there. Whichever user a container runs as may write
 /// to it: others on the gateway do not get past the directories above. One that is there is left as
@@ -142,86 +135,4 @@ fn mounted(site: &Site) -> Result<BTreeMap<String, BTreeSet<String>>, MountError
         }
     }
     Ok(mounted)
-}
-
-/// Adds up what volumes take on the disk, within limits for all of them together.
-#[derive(Debug)]
-struct Meter {
-    files: usize,
-    until: Instant,
-}
-
-impl Meter {
-    fn new() -> Self {
-        Self { files: 0, until: monotonic_now() + MOST_TIME }
-    }
-
-    /// Bytes on the disk, and whether all was looked at. Links are not followed, other file systems
-    /// not entered; a file with several names counts once.
-    fn measure(&mut self, path: &Path) -> (u64, bool) {
-        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let Ok(dir) = Dir::open(path, flags, Mode::empty()) else { return (0, false) };
-        let Ok(stat) = fstat(dir.as_fd()) else { return (0, false) };
-        let mut bytes = on_disk(&stat);
-        let mut linked = HashSet::new();
-        let complete = self.enter(dir, stat.st_dev, 1, &mut linked, &mut bytes);
-        (bytes, complete)
-    }
-
-    fn enter(
-        &mut self,
-        mut dir: Dir,
-        device: nix::libc::dev_t,
-        level: usize,
-        linked: &mut HashSet<nix::libc::ino_t>,
-        bytes: &mut u64,
-    ) -> bool {
-        let mut complete = true;
-        let mut below = Vec::new();
-        for entry in dir.iter() {
-            let Ok(entry) = entry else { return false };
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            self.files += 1;
-            if self.files > MOST_FILES
-                || (self.files.is_multiple_of(256) && monotonic_now() > self.until)
-            {
-                return false;
-            }
-            below.push(name.to_owned());
-        }
-        for name in below {
-            // What is gone meanwhile takes no room.
-            let Ok(stat) = fstatat(dir.as_fd(), name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
-            else {
-                continue;
-            };
-            let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
-            if stat.st_dev != device {
-                continue;
-            }
-            if kind == SFlag::S_IFDIR {
-                *bytes += on_disk(&stat);
-                let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                if level >= MOST_LEVELS {
-                    complete = false;
-                } else if let Ok(dir) = Dir::openat(&dir, name.as_c_str(), flags, Mode::empty()) {
-                    complete &= self.enter(dir, device, level + 1, linked, bytes);
-                }
-            } else if stat.st_nlink < 2 || linked.insert(stat.st_ino) {
-                *bytes += on_disk(&stat);
-            }
-            if self.files > MOST_FILES || monotonic_now() > self.until {
-                return false;
-            }
-        }
-        complete
-    }
-}
-
-fn on_disk(stat: &nix::sys::stat::FileStat) -> u64 {
-    // In units of 512 bytes, whatever the file system's block size is (stat(2)).
-    u64::try_from(stat.st_blocks).unwrap_or(0) * 512
 }

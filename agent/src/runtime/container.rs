@@ -23,14 +23,14 @@ use coracle_core::observed;
 use coracle_core::plan::{Start, Stop};
 use tokio::time::timeout;
 
-use super::Runtime;
 use super::cgroup::Cgroups;
 use super::error::RuntimeError;
 use super::exec::Executions;
 use super::labels::{self, Labels};
 use super::oci::Host;
 use super::surroundings::Surroundings;
-use crate::containerd::{Containerd, LocalImage};
+use super::{Root, Runtime};
+use crate::containerd::Containerd;
 
 pub(super) const SIGKILL: u32 = 9;
 
@@ -220,10 +220,19 @@ impl Runtime for ContainerdRuntime {
     async fn start(
         &self,
         start: &Start,
-        image: &LocalImage,
+        root: &Root,
         surroundings: &Surroundings,
     ) -> Result<u32, RuntimeError> {
-        self.make_and_start(start, image, surroundings).await
+        self.make_and_start(start, root, surroundings).await
+    }
+
+    async fn clear_dead(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let _reservation = self.reserve(id)?;
+        match self.ours(id).await? {
+            // Of what runs it is refused.
+            Some(_) => self.delete_task(id).await,
+            None => Ok(()),
+        }
     }
 
     async fn stop(&self, stop: &Stop) -> Result<(), RuntimeError> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use containerd_client::tonic::{Code, Status};
+use coracle_core::artifact::Software;
 use coracle_core::backoff::Retry;
 use coracle_core::image::ImageRef;
 use coracle_core::name::ContainerId;
@@ -69,13 +70,13 @@ pub enum RuntimeError {
         /// Which image.
         image: ImageRef,
     },
-    /// The image cannot be run as asked.
-    #[error("container {id} cannot be made from image {image}")]
-    Image {
+    /// The image, or the artifact, cannot be run as asked.
+    #[error("container {id} cannot be made from {} {software}", .software.kind())]
+    Software {
         /// Which container.
         id: ContainerId,
-        /// Which image.
-        image: ImageRef,
+        /// What it was to be made from.
+        software: Software,
         /// Why.
         source: Box<ImageProblem>,
     },
@@ -174,7 +175,7 @@ impl RuntimeError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::Refused { retry, .. } => *retry,
-            Self::Foreign { .. } | Self::Image { .. } | Self::Signal { .. } => Retry::Rarely,
+            Self::Foreign { .. } | Self::Software { .. } | Self::Signal { .. } => Retry::Rarely,
             _ => Retry::Backoff,
         }
     }

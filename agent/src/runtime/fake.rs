@@ -17,8 +17,7 @@ use coracle_core::observed::{Container, Exit, Task};
 use coracle_core::plan::{Start, Stop};
 use tokio::sync::mpsc;
 
-use super::{Runtime, RuntimeError, RuntimeEvent, Surroundings};
-use crate::containerd::LocalImage;
+use super::{Root, Runtime, RuntimeError, RuntimeEvent, Surroundings};
 
 const SIGTERM_EXIT: u32 = 128 + 15;
 
@@ -194,11 +193,16 @@ impl Runtime for FakeRuntime {
     async fn start(
         &self,
         start: &Start,
-        _image: &LocalImage,
+        _root: &Root,
         _surroundings: &Surroundings,
     ) -> Result<u32, RuntimeError> {
         tokio::task::yield_now().await;
         self.state().start(start)
+    }
+
+    async fn clear_dead(&self, _id: &ContainerId) -> Result<(), RuntimeError> {
+        // Dead remains are replaced by the next start.
+        Ok(())
     }
 
     async fn stop(&self, stop: &Stop) -> Result<(), RuntimeError> {
@@ -260,28 +264,29 @@ mod tests {
     use coracle_core::plan::Why;
 
     use super::*;
+    use crate::containerd::LocalImage;
     use crate::runtime::oci::tests::start;
 
-    fn image() -> LocalImage {
-        LocalImage {
+    fn root() -> Root {
+        Root::Image(LocalImage {
             reference: ImageRef::parse("registry.example/web:1").unwrap(),
             digest: Digest::parse(&format!("sha256:{}", "0".repeat(64))).unwrap(),
             config: Vec::new(),
             chain_id: None,
-        }
+        })
     }
 
     #[tokio::test(start_paused = true)]
     async fn it_keeps_the_rules_and_fails_as_told() {
         let (runtime, mut events) = FakeRuntime::new();
-        let (start, image, around) = (start(), image(), Surroundings::default());
+        let (start, root, around) = (start(), root(), Surroundings::default());
         runtime.fail_starts(&start.id, 1);
         assert!(matches!(
-            runtime.start(&start, &image, &around).await,
+            runtime.start(&start, &root, &around).await,
             Err(RuntimeError::Refused { .. })
         ));
-        let pid = runtime.start(&start, &image, &around).await.unwrap();
-        let second = runtime.start(&start, &image, &around).await;
+        let pid = runtime.start(&start, &root, &around).await.unwrap();
+        let second = runtime.start(&start, &root, &around).await;
         assert!(matches!(second, Err(RuntimeError::Live { pid: live, .. }) if live == pid));
         assert!(matches!(runtime.remove(&start.id).await, Err(RuntimeError::Live { .. })));
         assert!(runtime.end(&start.id, 3));
@@ -289,7 +294,7 @@ mod tests {
         let told = events.recv().await;
         assert!(matches!(told, Some(RuntimeEvent::Exited { exit, .. }) if exit.code == 3));
 
-        runtime.start(&start, &image, &around).await.unwrap();
+        runtime.start(&start, &root, &around).await.unwrap();
         let stop = Stop {
             replica: start.replica.clone(),
             id: start.id.clone(),

@@ -1,6 +1,6 @@
 //! Containers and tasks through containerd.
 //!
-//! In: complete [`Start`] and [`Stop`] actions with a [`LocalImage`]. Out: what exists, and a
+//! In: complete [`Start`] and [`Stop`] actions with a [`Root`]. Out: what exists, and a
 //! stream of [`RuntimeEvent`]s. Only containers with our labels in our containerd namespace are
 //! listed or touched.
 //!
@@ -23,6 +23,7 @@ mod exec;
 pub mod fake;
 mod labels;
 mod list;
+mod native;
 mod oci;
 mod remains;
 mod resources;
@@ -47,7 +48,9 @@ pub use container::ContainerdRuntime;
 pub use devices::DeviceProblem;
 pub use error::{ImageProblem, RuntimeError};
 pub use events::follow;
+pub use native::NativeRoot;
 pub use surroundings::{Bind, Device, Surroundings};
+pub use user::native_owner;
 
 use crate::containerd::LocalImage;
 
@@ -73,9 +76,17 @@ pub trait Runtime: Clone + Send + Sync + 'static {
     fn start(
         &self,
         start: &Start,
-        image: &LocalImage,
+        root: &Root,
         surroundings: &Surroundings,
     ) -> impl Future<Output = Result<u32, RuntimeError>> + Send;
+
+    /// Deletes the task of a container whose process ended, if there is one, before the container is
+    /// started again: what [`start`](Self::start) would do first, beside what it needs.
+    ///
+    /// # Errors
+    /// It has not ended; the id belongs to somebody else; containerd refuses or cannot be asked.
+    fn clear_dead(&self, id: &ContainerId)
+    -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
     /// Sends the signal, waits for the end up to the grace period, kills, waits a little, then
     /// removes the container. A container that does not exist is no error.
@@ -121,6 +132,15 @@ pub trait Runtime: Clone + Send + Sync + 'static {
         command: &[String],
         limit: Duration,
     ) -> impl Future<Output = Result<u32, RuntimeError>> + Send;
+}
+
+/// What a container's root file system is.
+#[derive(Clone, Debug)]
+pub enum Root {
+    /// That of an image, with a layer of the container's own.
+    Image(LocalImage),
+    /// The gateway's own.
+    Native(NativeRoot),
 }
 
 /// What [`follow`] tells.

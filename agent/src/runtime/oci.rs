@@ -7,7 +7,7 @@
 //! image's `/run`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use coracle_core::desired::Container;
 use coracle_core::plan::Start;
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::capabilities;
 use super::devices::Node;
 use super::error::ImageProblem;
+use super::native::NativeRoot;
 use super::resources::resources;
 use super::surroundings::{Bind, Surroundings};
 use super::user::Ids;
@@ -89,6 +90,11 @@ impl ImageConfig {
         Ok(whole.config.unwrap_or_default())
     }
 
+    /// What stands in for one where there is no image.
+    pub(super) fn native(env: Vec<String>, working_dir: String, user: String) -> Self {
+        Self { env: Some(env), working_dir, user, ..Self::default() }
+    }
+
     /// The user to run as: the container's own, or the image's; empty for root.
     pub(super) fn user<'a>(&'a self, container: &'a Container) -> &'a str {
         container.user.as_deref().unwrap_or(&self.user)
@@ -137,6 +143,8 @@ impl ImageConfig {
 pub(super) struct Parts<'a> {
     pub(super) start: &'a Start,
     pub(super) image: &'a ImageConfig,
+    /// The root file system, if it is no image's.
+    pub(super) native: Option<&'a NativeRoot>,
     pub(super) surroundings: &'a Surroundings,
     pub(super) devices: &'a [Node],
     /// The `linux.seccomp` object; none for no filter.
@@ -155,12 +163,17 @@ pub(super) fn spec(parts: Parts<'_>) -> Result<Value, ImageProblem> {
     let Parts { start, image, surroundings, ids, host, .. } = parts;
     let container = &*start.container;
     let (soft, hard) = OPEN_FILES;
+    let mut args = image.args(container)?;
+    if let Some(native) = parts.native {
+        let rest = args.iter().skip(1).map(|text| native.text(text));
+        args = [native.program(&args[0])].into_iter().chain(rest).collect();
+    }
     let mut spec = json!({
         "ociVersion": "1.0.2",
         "hostname": host_name(start, surroundings),
         "root": { "path": "rootfs", "readonly": container.readonly_root },
         "process": {
-            "args": image.args(container)?,
+            "args": args,
             "env": image.env(&surroundings.env),
             "cwd": image.working_dir(container),
             "user": { "uid": ids.uid, "gid": ids.gid, "additionalGids": ids.groups },
@@ -170,12 +183,12 @@ pub(super) fn spec(parts: Parts<'_>) -> Result<Value, ImageProblem> {
             // Not containerd's own, which is -999: it would be inherited.
             "oomScoreAdj": 0,
         },
-        "mounts": mounts(start.pod.network, surroundings, host),
+        "mounts": mounts(parts),
         "linux": {
             "cgroupsPath": parts.cgroup,
             "namespaces": namespaces(start.pod.network, surroundings, host),
             "resources": resources(&container.limits, parts.devices, host),
-            "maskedPaths": MASKED,
+            "maskedPaths": masked(parts.native),
             "readonlyPaths": READONLY,
         },
     });
@@ -187,6 +200,12 @@ pub(super) fn spec(parts: Parts<'_>) -> Result<Value, ImageProblem> {
         spec["linux"]["seccomp"] = profile.clone();
     }
     Ok(spec)
+}
+
+/// What is never to be seen.
+fn masked(native: Option<&NativeRoot>) -> Vec<&Path> {
+    let own = native.into_iter().flat_map(|native| &native.masked);
+    MASKED.iter().map(Path::new).chain(own.map(PathBuf::as_path)).collect()
 }
 
 fn host_name(start: &Start, surroundings: &Surroundings) -> String {
@@ -210,7 +229,9 @@ fn namespaces(network: Network, surroundings: &Surroundings, host: &Host) -> Vec
     namespaces
 }
 
-fn mounts(network: Network, surroundings: &Surroundings, host: &Host) -> Vec<Value> {
+fn mounts(parts: Parts<'_>) -> Vec<Value> {
+    let Parts { start, surroundings, host, .. } = parts;
+    let network = start.pod.network;
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
     let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -225,6 +246,7 @@ fn mounts(network: Network, surroundings: &Surroundings, host: &Host) -> Vec<Val
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
     ];
+    mounts.extend(parts.native.iter().flat_map(|native| native.mounts()));
     let own = |file: &'static str, there: bool| {
         (there && network == Network::Host).then(|| Path::new(file))
     };
@@ -232,7 +254,9 @@ fn mounts(network: Network, surroundings: &Surroundings, host: &Host) -> Vec<Val
         ("/etc/resolv.conf", &surroundings.resolv_conf, host.resolv_conf),
         ("/etc/hosts", &surroundings.hosts, host.hosts),
     ];
-    for (file, given, there) in files {
+    // A gateway without name servers may have no file for them, and its services none then.
+    let has_place = |file: &str| parts.native.is_none() || NativeRoot::has_place(Path::new(file));
+    for (file, given, there) in files.into_iter().filter(|(file, ..)| has_place(file)) {
         if let Some(source) = given.as_deref().or(own(file, there)) {
             mounts.push(json!({
                 "destination": file,

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use coracle_core::artifact::Software;
 use coracle_core::desired::{DefinitionHash, Pod};
 use coracle_core::image::ImageRef;
 use coracle_core::name::{ContainerName, ReplicaId, WorkloadName};
@@ -17,6 +18,7 @@ pub(in crate::runtime) fn pod(network: Network, container: Container) -> Arc<Pod
         ports: Vec::new(),
         identity: None,
         in_place: "".into(),
+        native: None,
     })
 }
 
@@ -26,7 +28,7 @@ pub(in crate::runtime) fn start() -> Start {
     let name = ContainerName::parse("main").unwrap();
     let container = Container {
         name: name.clone(),
-        image: ImageRef::parse("registry.example/web:1").unwrap(),
+        software: Software::Image(ImageRef::parse("registry.example/web:1").unwrap()),
         command: None,
         args: None,
         env: BTreeMap::new(),
@@ -48,6 +50,7 @@ pub(in crate::runtime) fn start() -> Start {
         pod: pod(Network::Host, container.clone()),
         container: Arc::new(container),
         shares_ports: false,
+        remains: false,
     }
 }
 
@@ -83,6 +86,7 @@ fn make_in(
     let named = surroundings.seccomp.as_deref();
     let seccomp = seccomp::of(&start.container, named, host.arch).unwrap();
     spec(Parts {
+        native: None,
         start,
         image: &ImageConfig::parse(image.as_bytes())?,
         surroundings,

@@ -17,11 +17,13 @@ use prost_types::{Any, FieldMask};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tracing::warn;
 
+use super::Root;
 use super::cgroup::Cgroups;
 use super::container::ContainerdRuntime;
 use super::devices;
 use super::error::{ImageProblem, RuntimeError};
 use super::labels;
+use super::native::NativeRoot;
 use super::oci::{self, ImageConfig, Parts};
 use super::rootfs::Layers;
 use super::seccomp;
@@ -35,7 +37,7 @@ const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 #[derive(Debug)]
 pub(super) struct Making<'a> {
     pub(super) start: &'a Start,
-    pub(super) image: &'a LocalImage,
+    root: &'a Root,
     surroundings: &'a Surroundings,
     config: ImageConfig,
     /// With a specification that is empty until the snapshot is there.
@@ -46,11 +48,11 @@ impl ContainerdRuntime {
     pub(super) async fn make_and_start(
         &self,
         start: &Start,
-        image: &LocalImage,
+        root: &Root,
         surroundings: &Surroundings,
     ) -> Result<u32, RuntimeError> {
         let _reservation = self.reserve(&start.id)?;
-        let making = self.making(start, image, surroundings)?;
+        let making = self.making(start, root, surroundings)?;
         let mounts = match self.create_record(&making.record).await {
             Ok(()) => self.set_up(&making).await,
             Err(CreateError::Exists) => return self.replace(&making).await,
@@ -65,25 +67,35 @@ impl ContainerdRuntime {
     fn making<'a>(
         &self,
         start: &'a Start,
-        image: &'a LocalImage,
+        root: &'a Root,
         surroundings: &'a Surroundings,
     ) -> Result<Making<'a>, RuntimeError> {
-        let problem = |source| image_problem(start, image, source);
-        let config = ImageConfig::parse(&image.config).map_err(problem)?;
+        let (config, name, snapshotter) = match root {
+            Root::Image(image) => {
+                let problem = |source| image_problem(start, source);
+                let config = ImageConfig::parse(&image.config).map_err(problem)?;
+                (config, image.reference.to_string(), self.containerd.snapshotter())
+            }
+            // containerd keeps nothing of it, so nothing of it is named.
+            Root::Native(native) => (native.config(), String::new(), ""),
+        };
         let record = Container {
             id: start.id.to_string(),
             labels: labels::write(start, config.stop_signal.as_deref()),
-            image: image.reference.to_string(),
+            image: name,
             runtime: Some(Runtime {
                 name: self.containerd.runtime().into(),
                 options: surroundings.runtime_options.clone(),
             }),
             spec: Some(Any { type_url: SPEC_TYPE.into(), value: b"{}".into() }),
-            snapshotter: self.containerd.snapshotter().into(),
-            snapshot_key: format!("{}.{}", start.id, random()),
+            snapshotter: snapshotter.into(),
+            snapshot_key: match snapshotter {
+                "" => String::new(),
+                _ => format!("{}.{}", start.id, random()),
+            },
             ..Container::default()
         };
-        Ok(Making { start, image, surroundings, config, record })
+        Ok(Making { start, root, surroundings, config, record })
     }
 
     pub(super) async fn create_record(&self, record: &Container) -> Result<(), CreateError> {
@@ -100,19 +112,29 @@ impl ContainerdRuntime {
 
     /// Prepares the snapshot of a record that exists and writes the specification into it.
     pub(super) async fn set_up(&self, making: &Making<'_>) -> Result<Vec<Mount>, RuntimeError> {
-        let Making { start, image, surroundings, config, record } = making;
+        let Making { start, root, surroundings, config, record } = making;
         let (id, host) = (&start.id, self.host());
         // Before anything is made that would have to be removed again.
         let devices = devices::look_up(&surroundings.devices)
             .map_err(|source| RuntimeError::Device { id: id.clone(), source })?;
         let seccomp = seccomp::of(&start.container, surroundings.seccomp.as_deref(), host.arch)
             .map_err(|source| RuntimeError::Seccomp { id: id.clone(), source })?;
-        let mounts = self.prepare(making).await?;
-        let problem = |source| image_problem(start, image, source);
-        let ids = ids(config.user(&start.container), &mounts).map_err(problem)?;
+        let problem = |source| image_problem(start, source);
+        let user = config.user(&start.container);
+        let (mounts, ids, native) = match root {
+            Root::Image(image) => {
+                let mounts = self.prepare(making, image).await?;
+                let ids = ids(user, &mounts).map_err(problem)?;
+                (mounts, ids, None)
+            }
+            Root::Native(native) => {
+                (NativeRoot::rootfs(), user::of_gateway(user).map_err(problem)?, Some(native))
+            }
+        };
         let parts = Parts {
             start,
             image: config,
+            native,
             surroundings,
             devices: &devices,
             seccomp: seccomp.as_ref(),
@@ -143,8 +165,12 @@ impl ContainerdRuntime {
         answer.map(drop).map_err(|status| RuntimeError::from_status("update", &id, status))
     }
 
-    async fn prepare(&self, making: &Making<'_>) -> Result<Vec<Mount>, RuntimeError> {
-        let Making { start, image, record, .. } = making;
+    async fn prepare(
+        &self,
+        making: &Making<'_>,
+        image: &LocalImage,
+    ) -> Result<Vec<Mount>, RuntimeError> {
+        let Making { start, record, .. } = making;
         let request = PrepareSnapshotRequest {
             snapshotter: record.snapshotter.clone(),
             key: record.snapshot_key.clone(),
@@ -239,9 +265,9 @@ pub(super) enum CreateError {
     Failed(RuntimeError),
 }
 
-fn image_problem(start: &Start, image: &LocalImage, source: ImageProblem) -> RuntimeError {
-    let (id, image) = (start.id.clone(), image.reference.clone());
-    RuntimeError::Image { id, image, source: Box::new(source) }
+fn image_problem(start: &Start, source: ImageProblem) -> RuntimeError {
+    let (id, software) = (start.id.clone(), start.container.software.clone());
+    RuntimeError::Software { id, software, source: Box::new(source) }
 }
 
 /// Reads the image's own names, if that is needed, from the snapshot.

@@ -4,9 +4,13 @@
 //! Out: ids. Lines that are not well-formed are passed over, as the C library does.
 
 use super::error::ImageProblem;
+use super::native::NOBODY;
 
 pub(super) const PASSWD: &str = "/etc/passwd";
 pub(super) const GROUP: &str = "/etc/group";
+
+/// Of users of the gateway that have no group.
+const NOGROUP: u32 = 65534;
 
 /// Most supplementary groups that are given.
 const GROUPS_LIMIT: usize = 64;
@@ -63,6 +67,33 @@ pub(super) fn resolve(wanted: &str, passwd: &str, group: &str) -> Result<Ids, Im
     groups.sort_unstable();
     groups.dedup();
     Ok(Ids { uid, gid: own_gid, groups })
+}
+
+/// Resolves a user of the gateway itself.
+///
+/// # Errors
+/// A name that the gateway does not have, or its files cannot be read.
+pub(super) fn of_gateway(wanted: &str) -> Result<Ids, ImageProblem> {
+    let read = |file: &'static str| match std::fs::read_to_string(file) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(source) => Err(ImageProblem::File { file, source }),
+    };
+    let mut ids = resolve(wanted, &read(PASSWD)?, &read(GROUP)?)?;
+    // A number that the gateway does not know is not to be in root's group.
+    if ids.uid != 0 && ids.gid == 0 && !wanted.contains(':') {
+        (ids.gid, ids.groups) = (NOGROUP, vec![NOGROUP]);
+    }
+    Ok(ids)
+}
+
+/// User and group ids of whom a native service runs as, which its runtime directory belongs to.
+///
+/// # Errors
+/// A name that the gateway does not have, or its files cannot be read.
+pub fn native_owner(user: Option<&str>) -> Result<(u32, u32), ImageProblem> {
+    let ids = of_gateway(user.unwrap_or(NOBODY))?;
+    Ok((ids.uid, ids.gid))
 }
 
 fn users(passwd: &str) -> impl Iterator<Item = User<'_>> {

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::token::{Kept, Signer, Subject};
 use crate::clock::{monotonic_now, wall_now};
-use crate::http_reply::{Reply, bytes, json, problem, wrong_method};
+use crate::http_reply::{JSON, Kind, Reply, bytes, json, problem, wrong_method};
 use crate::secrets::Secrets;
 
 /// Requests of one pod: at most this many at once, and one more for each period after that.
@@ -66,7 +66,7 @@ impl Pod {
         let mut state = self.state();
         if !state.may_ask(monotonic_now()) {
             let mut reply =
-                problem(StatusCode::TOO_MANY_REQUESTS, "too many requests; ask again in a second");
+                problem(Kind::TooManyRequests, "too many requests; ask again in a second");
             reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
             return reply;
         }
@@ -74,7 +74,7 @@ impl Pod {
         let known = matches!(path, "/v1/identity" | "/v1/token" | "/v1/credentials")
             || path.starts_with(CREDENTIAL);
         if !known {
-            return problem(StatusCode::NOT_FOUND, "there is no such resource");
+            return problem(Kind::NotFound, "there is no such resource");
         }
         if request.method() != Method::GET {
             return wrong_method("GET");
@@ -97,14 +97,14 @@ impl Pod {
     fn token(&self, state: &mut State, query: &str) -> Reply {
         let audience = match audience(query) {
             Ok(audience) => audience,
-            Err(error) => return problem(StatusCode::BAD_REQUEST, error),
+            Err(error) => return problem(Kind::BadRequest, error),
         };
         let State { subject, kept, .. } = state;
         match kept.token(&self.signer, subject, &audience, wall_now()) {
             Ok(token) => json(StatusCode::OK, &token),
             Err(error) => {
                 tracing::warn!(replica = %subject.replica, %error, "no token for a workload");
-                problem(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+                problem(Kind::Unavailable, error.to_string())
             }
         }
     }
@@ -112,14 +112,14 @@ impl Pod {
     fn credential(&self, state: &State, name: &str, known: Option<&HeaderValue>) -> Reply {
         if !state.grants.iter().any(|grant| grant.as_str() == name) {
             // The same for what is not granted and what does not exist.
-            return problem(StatusCode::NOT_FOUND, "no such credential is granted");
+            return problem(Kind::NotFound, "no such credential is granted");
         }
         let value = match self.secrets.value(name) {
             Ok(value) => value,
             Err(error) => {
                 let replica = &state.subject.replica;
                 tracing::warn!(%replica, %error, "no credential for a workload");
-                return problem(StatusCode::SERVICE_UNAVAILABLE, error.to_string());
+                return problem(Kind::Unavailable, error.to_string());
             }
         };
         let tag = entity_tag(value.expose());
@@ -127,7 +127,7 @@ impl Pod {
             known.split(',').any(|one| one.trim().trim_start_matches("W/") == tag)
         });
         let mut reply = if unchanged {
-            bytes(StatusCode::NOT_MODIFIED, Vec::new())
+            bytes(StatusCode::NOT_MODIFIED, JSON, Vec::new())
         } else {
             let (encoding, value) = match std::str::from_utf8(value.expose()) {
                 Ok(text) => ("utf-8", text.to_owned()),

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -12,12 +13,15 @@ use std::sync::{Arc, Mutex, mpsc as std_mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use coracle::api::Api;
+use coracle::api::{Api, Remote};
 use coracle::clock::monotonic_now;
 use coracle::config::ApiConfig;
+use coracle::native_status::{
+    Artifacts, LongWork, LongWorkRefusal, OperationState, OperationStatus, Operations, Services,
+};
 use coracle::status::{
-    Applied, Call, Happening, Happenings, Operated, Operation, OperationRefusal, SecretsKey,
-    Status, VolumeRefusal, VolumeStatus, Volumes,
+    Applied, Call, Happening, Happenings, Operated, Operation, OperationRefusal, Problem,
+    SecretsKey, Status, VolumeRefusal, VolumeStatus, Volumes,
 };
 use coracle_protocol::reported::{
     Condition, ConditionStatus, Phase, ReplicaReport, ReplicaState, ReportedState, StoppedReport,
@@ -45,6 +49,24 @@ pub(crate) struct Facts {
     pub(crate) operated: Vec<(String, Operation)>,
     /// The store takes nothing.
     pub(crate) store_is_full: bool,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) services: Services,
+    pub(crate) operations: Vec<OperationStatus>,
+    /// What was begun.
+    pub(crate) begun: Vec<LongWork>,
+    /// What becomes of each operation, look by look; without an end it goes on for ever.
+    pub(crate) course: Vec<Step>,
+    /// How many steps of it each has behind it, by id.
+    stepped: BTreeMap<String, usize>,
+}
+
+/// A step of an operation.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// It is in a phase, with bytes done, of these.
+    Phase(&'static str, u64, Option<u64>),
+    /// It ended.
+    Ended(Result<&'static str, &'static str>),
 }
 
 /// The API with its event loop, in a thread of its own until it is dropped.
@@ -64,14 +86,21 @@ impl FakeAgent {
     }
 
     pub(crate) fn with_group(group: Option<&str>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        open_to_all(dir.path(), 0o755);
-        Self::at(Arc::new(dir), group)
+        let group = group.map(str::to_owned);
+        Self::configured(ApiConfig { group, ..ApiConfig::default() })
     }
 
-    pub(crate) fn at(dir: Arc<TempDir>, group: Option<&str>) -> Self {
+    /// With everything as configured but the socket.
+    pub(crate) fn configured(config: ApiConfig) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        open_to_all(dir.path(), 0o755);
+        Self::at(Arc::new(dir), config)
+    }
+
+    pub(crate) fn at(dir: Arc<TempDir>, config: ApiConfig) -> Self {
         let socket = dir.path().join("run/api.sock");
-        let config = ApiConfig { socket: socket.clone(), group: group.map(str::to_owned) };
+        let config = ApiConfig { socket: socket.clone(), ..config };
+        let logs = dir.path().join("logs");
         let facts = Arc::new(Mutex::new(Facts {
             status: status(),
             happenings: Happenings::default(),
@@ -81,12 +110,18 @@ impl FakeAgent {
             volumes: Vec::new(),
             operated: Vec::new(),
             store_is_full: false,
+            artifacts: Artifacts::default(),
+            services: Services::default(),
+            operations: Vec::new(),
+            begun: Vec::new(),
+            course: Vec::new(),
+            stepped: BTreeMap::new(),
         }));
         let (happened, newest) = watch::channel(0);
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn({
             let facts = Arc::clone(&facts);
-            move || run(config, newest, facts, stopped)
+            move || run(config, logs, newest, facts, stopped)
         });
         wait_for("the API to listen", || UnixStream::connect(&socket).is_ok());
         Self { dir, socket, facts, happened, stop: Some(stop), thread: Some(thread) }
@@ -111,10 +146,15 @@ impl FakeAgent {
         self.facts.lock().unwrap().status.reported.phase = phase;
     }
 
-    /// `GET` or `POST` on a connection of its own.
+    /// One request on a connection of its own.
     pub(crate) fn ask(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+        self.ask_with(method, path, "", body)
+    }
+
+    /// The same with further lines in its head, each with its end.
+    pub(crate) fn ask_with(&self, method: &str, path: &str, lines: &str, body: &[u8]) -> Answer {
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+            "{method} {path} HTTP/1.1\r\nhost: x\r\n{lines}content-length: {}\r\n\r\n",
             body.len()
         );
         let mut stream = self.connect();
@@ -181,6 +221,7 @@ pub(crate) fn open_to_all(path: &Path, mode: u32) {
 
 fn run(
     config: ApiConfig,
+    logs: PathBuf,
     newest: watch::Receiver<u64>,
     facts: Arc<Mutex<Facts>>,
     mut stopped: oneshot::Receiver<()>,
@@ -200,7 +241,11 @@ fn run(
             }
             drop(called);
         };
-        let api = Api::listen(config).await.unwrap();
+        let remote = match &config.tls {
+            Some(tls) => Some(Remote::start(tls).await.unwrap()),
+            None => None,
+        };
+        let api = Api::listen(&config, remote, logs).await.unwrap();
         tokio::join!(api.serve(calls, newest), event_loop);
     });
 }
@@ -247,6 +292,20 @@ fn answer(call: Call, facts: &mut Facts) {
             let gateway = facts.status.reported.gateway;
             drop(answer.send(Ok(SecretsKey { gateway, key: "coracle-x25519:AAAA".into() })));
         }
+        Call::Artifacts(answer) => drop(answer.send(facts.artifacts.clone())),
+        Call::Services(answer) => drop(answer.send(facts.services.clone())),
+        Call::WorkloadAt(coordinate, answer) => {
+            let known = facts.services.services.iter().find(|it| it.coordinate == coordinate);
+            let unknown = || format!("the orders name no service at {coordinate}");
+            drop(answer.send(known.and_then(|it| it.workload.clone()).ok_or_else(unknown)));
+        }
+        Call::Begin(work, answer) => drop(answer.send(facts.begin(&work))),
+        Call::Operations(answer) => {
+            drop(answer.send(Operations { operations: facts.operations.clone() }));
+        }
+        Call::Operation(id, answer) => {
+            drop(answer.send(facts.look_at_operation(&id)));
+        }
         Call::IdentityKeys(answer) => drop(answer.send(Err("the key file is damaged".into()))),
     }
 }
@@ -255,6 +314,65 @@ impl Facts {
     /// The first workload.
     pub(crate) fn web(&mut self) -> &mut WorkloadReport {
         &mut self.status.reported.workloads[0]
+    }
+
+    /// How far an operation is, one step further at each look.
+    fn look_at_operation(&mut self, id: &str) -> Option<OperationStatus> {
+        let operation = self.operations.iter_mut().find(|it| it.id == id)?;
+        let stepped = self.stepped.entry(id.to_owned()).or_default();
+        if let Some(step) = self.course.get(*stepped) {
+            *stepped += 1;
+            step.change(operation);
+        }
+        Some(operation.clone())
+    }
+
+    /// Begins what takes long, as the event loop would.
+    fn begin(&mut self, work: &LongWork) -> Result<OperationStatus, LongWorkRefusal> {
+        let target = work.target();
+        let is_same = |it: &&OperationStatus| {
+            (it.kind, &it.target, it.state) == (work.kind(), &target, OperationState::Running)
+        };
+        if let Some(same) = self.operations.iter().find(is_same) {
+            return Ok(same.clone());
+        }
+        let known = self.artifacts.artifacts.iter().find(|it| it.artifact == target);
+        match (work, known) {
+            (LongWork::Remove(_), None) => {
+                return Err(LongWorkRefusal::Unknown(format!(
+                    "artifact {target} is not installed"
+                )));
+            }
+            (LongWork::Remove(_), Some(known)) if !known.used_by.is_empty() => {
+                return Err(LongWorkRefusal::Conflict(format!("artifact {target} is used")));
+            }
+            _ if self.running() >= 4 => {
+                return Err(LongWorkRefusal::Busy("4 operations are under way".into()));
+            }
+            _ => {}
+        }
+        // Nothing else has phases of its own.
+        let installs = matches!(work, LongWork::Install(_));
+        let operation = OperationStatus {
+            id: format!("operation-{}", self.operations.len() + 1),
+            kind: work.kind(),
+            target,
+            state: OperationState::Running,
+            message: None,
+            phase: Some(if installs { "downloading" } else { "resolving" }.into()),
+            bytes_done: if installs { 40 } else { 0 },
+            bytes_total: installs.then_some(100),
+            began_at: Timestamp::from_unix(1_772_366_400),
+            ended_at: None,
+        };
+        self.begun.push(work.clone());
+        self.operations.push(operation.clone());
+        Ok(operation)
+    }
+
+    fn running(&self) -> usize {
+        let running = self.operations.iter().filter(|it| it.state == OperationState::Running);
+        running.count()
     }
 
     /// Begins it, as the event loop would.
@@ -297,6 +415,26 @@ impl Facts {
     }
 }
 
+impl Step {
+    fn change(&self, operation: &mut OperationStatus) {
+        match self {
+            Self::Phase(phase, done, total) => {
+                operation.phase = Some((*phase).to_owned());
+                (operation.bytes_done, operation.bytes_total) = (*done, *total);
+            }
+            Self::Ended(result) => {
+                let (state, message) = match result {
+                    Ok(message) => (OperationState::Succeeded, message),
+                    Err(message) => (OperationState::Failed, message),
+                };
+                (operation.state, operation.message) = (state, Some((*message).to_owned()));
+                operation.phase = None;
+                operation.ended_at = Some(Timestamp::from_unix(1_772_366_460));
+            }
+        }
+    }
+}
+
 /// A program that ends with the test.
 #[derive(Debug)]
 pub(crate) struct Running(pub(crate) Child);
@@ -329,6 +467,16 @@ impl Answer {
 
     pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).expect(&self.body)
+    }
+
+    /// The kind, without what all have in common, and the detail of a problem.
+    pub(crate) fn problem(&self) -> (u16, String, String) {
+        assert!(self.head.contains("content-type: application/problem+json"), "{}", self.head);
+        let problem: Problem = serde_json::from_str(&self.body).expect(&self.body);
+        assert_eq!(problem.status, self.status);
+        assert!(!problem.title.is_empty());
+        let kind = problem.kind.strip_prefix("/problems/").expect(&self.body);
+        (self.status, kind.to_owned(), problem.detail)
     }
 }
 

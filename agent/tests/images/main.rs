@@ -7,4 +7,5 @@ mod bed;
 mod blobs;
 mod resolving;
 mod secure;
+mod tls_front;
 mod versions;

@@ -94,7 +94,7 @@ fn garbage_collection_in_the_middle_takes_nothing(version: Version) {
     assert!(matches!(&*ranges, [None, Some(range)] if range != "bytes=0-"), "{ranges:?}");
     assert_eq!(bed.ranges(&image.layers[0].digest).len(), 1);
     assert_eq!(bed.output(&reference, &["ls", "/noise"]), "1");
-    let done = seen.borrow().clone();
+    let done = *seen.borrow();
     assert_eq!((done.phase, done.bytes_total), (Phase::Unpacking, Some(done.bytes_done)));
 }
 

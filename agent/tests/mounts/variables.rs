@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use containerd_client::services::v1::GetContainerRequest;
 use containerd_client::services::v1::containers_client::ContainersClient;
-use coracle::runtime::{Runtime as _, Surroundings};
+use coracle::runtime::{Root, Runtime as _, Surroundings};
 use coracle::secret_env::{PLACEHOLDER, WRAPPER, runtime_options};
 use coracle_core::desired::{Piece, Template};
 
@@ -130,7 +130,11 @@ async fn a_container_without_its_values_is_not_started(bed: Bed) {
         ..Surroundings::default()
     };
     let start = order("web", |_| {});
-    let error = bed.runtime.start(&start, &bed.image, &surroundings).await.unwrap_err();
+    let error = bed
+        .runtime
+        .start(&start, &Root::Image(bed.image.clone()), &surroundings)
+        .await
+        .unwrap_err();
     let said = error.to_string();
     assert!(said.contains("coracle-runc: cannot read") && said.contains("main.env"), "{said}");
     bed.assert_empty();

@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use coracle::probes::{Commands, ProbeTarget, run};
+use coracle_core::artifact::Software;
 use coracle_core::desired::{Check, Container, Limits, Probe, Probes};
 use coracle_core::image::ImageRef;
 use coracle_core::name::{ContainerId, ContainerName};
@@ -195,7 +196,7 @@ pub(crate) fn readiness(check: Check) -> Probes {
 pub(crate) fn target(name: &str, pid: u32, netns: Option<&Path>, probes: Probes) -> ProbeTarget {
     let container = Container {
         name: ContainerName::parse("main").unwrap(),
-        image: ImageRef::parse("registry.example/web:1").unwrap(),
+        software: Software::Image(ImageRef::parse("registry.example/web:1").unwrap()),
         command: None,
         args: None,
         env: BTreeMap::new(),

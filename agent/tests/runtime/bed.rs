@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use coracle::config::ContainerdConfig;
 use coracle::containerd::{Containerd, LocalImage};
-use coracle::runtime::{ContainerdRuntime, Runtime as _, RuntimeEvent, Surroundings, follow};
+use coracle::runtime::{ContainerdRuntime, Root, Runtime as _, RuntimeEvent, Surroundings, follow};
+use coracle_core::artifact::Software;
 use coracle_core::desired::{Container, DefinitionHash, Pod};
 use coracle_core::image::{Digest, ImageRef};
 use coracle_core::name::{ContainerId, ContainerName, ReplicaId, WorkloadName};
@@ -37,6 +38,7 @@ pub(crate) struct Bed {
     pub(crate) runtime: ContainerdRuntime,
     /// `sleep 86400` unless told otherwise.
     pub(crate) image: LocalImage,
+    pub(crate) root: Root,
     place: Place,
 }
 
@@ -83,7 +85,7 @@ pub(crate) fn order(name: &str, change: impl FnOnce(&mut Container)) -> Start {
     let main = ContainerName::parse("main").unwrap();
     let mut container = Container {
         name: main.clone(),
-        image: ImageRef::parse("registry.example/busybox:1").unwrap(),
+        software: Software::Image(ImageRef::parse("registry.example/busybox:1").unwrap()),
         command: None,
         args: None,
         env: Default::default(),
@@ -106,6 +108,7 @@ pub(crate) fn order(name: &str, change: impl FnOnce(&mut Container)) -> Start {
         pod: pod(Network::Host, container.clone()),
         container: Arc::new(container),
         shares_ports: false,
+        remains: false,
     }
 }
 
@@ -117,6 +120,7 @@ pub(crate) fn pod(network: Network, container: Container) -> Arc<Pod> {
         ports: Vec::new(),
         identity: None,
         in_place: "".into(),
+        native: None,
     })
 }
 
@@ -157,12 +161,18 @@ impl Bed {
         let runtime = ContainerdRuntime::new(connection.clone());
         let image = Builder::busybox(Compression::Plain).unwrap().build().unwrap();
         let image = import(&containerd, &image, "registry.example/busybox:1");
-        Self { containerd, connection, runtime, image, place }
+        let root = Root::Image(image.clone());
+        Self { containerd, connection, runtime, image, root, place }
     }
 
     /// Puts a further image there.
     pub(crate) fn import(&self, image: &Image, reference: &str) -> LocalImage {
         import(&self.containerd, image, reference)
+    }
+
+    /// Parent of the cgroups of all containers.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Parent of the cgroups of all containers.
@@ -175,7 +185,7 @@ impl Bed {
     }
 
     pub(crate) async fn start_in(&self, surroundings: &Surroundings, start: &Start) -> u32 {
-        self.runtime.start(start, &self.image, surroundings).await.unwrap()
+        self.runtime.start(start, &self.root, surroundings).await.unwrap()
     }
 
     /// Follows containerd's events; waits for the first `Connected`.

@@ -34,7 +34,7 @@ async fn containers_survive_containerd(mut bed: Bed) {
     assert!(error.is_unreachable(), "{error:?}");
     let error = bed
         .runtime
-        .start(&order("new", |_| {}), &bed.image, &Surroundings::default())
+        .start(&order("new", |_| {}), &bed.root, &Surroundings::default())
         .await
         .unwrap_err();
     assert!(error.is_unreachable(), "{error:?}");
@@ -74,7 +74,7 @@ async fn a_new_agent_finds_what_runs(bed: Bed) {
     let listed = next.list().await.unwrap();
     assert_eq!(listed[&web.id].task, Task::Running { pid });
     assert!(matches!(
-        next.start(&web, &bed.image, &Surroundings::default()).await,
+        next.start(&web, &bed.root, &Surroundings::default()).await,
         Err(RuntimeError::Live { .. })
     ));
     assert!(alive(pid));
@@ -150,7 +150,7 @@ async fn create_task(bed: &Bed, web: &Start) {
 async fn restart(bed: &Bed, web: &Start) {
     let started = async {
         loop {
-            match bed.runtime.start(web, &bed.image, &Surroundings::default()).await {
+            match bed.runtime.start(web, &bed.root, &Surroundings::default()).await {
                 Ok(pid) => return pid,
                 Err(RuntimeError::Live { .. }) => {
                     bed.runtime.stop(&stop(web, Duration::ZERO)).await.unwrap();
@@ -173,7 +173,7 @@ async fn a_start_may_be_interrupted_anywhere(mut bed: Bed) {
         let after = Duration::from_millis(step * step);
         for _fresh_then_with_remains in 0..2 {
             let interrupted =
-                timeout(after, bed.runtime.start(&web, &bed.image, &Surroundings::default())).await;
+                timeout(after, bed.runtime.start(&web, &bed.root, &Surroundings::default())).await;
             drop(interrupted);
         }
         let pids = live(&bed);
@@ -188,7 +188,7 @@ async fn a_start_may_be_interrupted_anywhere(mut bed: Bed) {
 
 async fn recovered(bed: &Bed, web: &Start) {
     let started = async {
-        while let Err(error) = bed.runtime.start(web, &bed.image, &Surroundings::default()).await {
+        while let Err(error) = bed.runtime.start(web, &bed.root, &Surroundings::default()).await {
             if matches!(error, RuntimeError::Live { .. }) {
                 return;
             }
@@ -219,7 +219,7 @@ async fn starts_hold_against_garbage_collection(bed: Bed) {
         for _ in 0..3 {
             let mut starts = tokio::task::JoinSet::new();
             for order in orders.clone() {
-                let (runtime, image) = (bed.runtime.clone(), bed.image.clone());
+                let (runtime, image) = (bed.runtime.clone(), bed.root.clone());
                 starts.spawn(async move {
                     runtime.start(&order, &image, &Surroundings::default()).await.unwrap();
                     runtime.stop(&stop(&order, Duration::ZERO)).await.unwrap();

@@ -3,7 +3,7 @@
 use std::error::Error as _;
 
 use coracle::containerd::LocalImage;
-use coracle::runtime::{ImageProblem, Runtime as _, RuntimeError, Surroundings};
+use coracle::runtime::{ImageProblem, Root, Runtime as _, RuntimeError, Surroundings};
 use coracle_core::backoff::Retry;
 use coracle_core::plan::Start;
 use coracle_testbed::image::{Builder, Compression, Layer};
@@ -18,7 +18,8 @@ on_every_containerd!(
 );
 
 async fn fails(bed: &Bed, start: &Start, image: &LocalImage) -> RuntimeError {
-    let error = bed.runtime.start(start, image, &Surroundings::default()).await.unwrap_err();
+    let root = Root::Image(image.clone());
+    let error = bed.runtime.start(start, &root, &Surroundings::default()).await.unwrap_err();
     bed.assert_empty();
     error
 }
@@ -44,7 +45,7 @@ async fn a_start_that_fails_says_why_and_leaves_nothing(bed: Bed) {
     let mut empty = bed.image.clone();
     empty.config = b"{}".to_vec();
     let error = fails(&bed, &order("web", |_| {}), &empty).await;
-    let RuntimeError::Image { source, .. } = error else { panic!("{error:?}") };
+    let RuntimeError::Software { source, .. } = error else { panic!("{error:?}") };
     assert!(matches!(*source, ImageProblem::NoCommand), "{source:?}");
 }
 
@@ -69,12 +70,16 @@ async fn an_image_without_layers_or_users_runs(bed: Bed) {
     let bare = bare.entrypoint(&["/busybox", "sh", "-c"]).cmd(&["exit $(/busybox id -u)"]);
     let image = bed.import(&bare.build().unwrap(), "registry.example/bare:1");
     let web = order("web", |_| {});
-    bed.runtime.start(&web, &image, &Surroundings::default()).await.unwrap();
+    bed.runtime.start(&web, &Root::Image(image.clone()), &Surroundings::default()).await.unwrap();
     assert_eq!(events.exited(&web.id).await.1.code, 7);
 
     let mut none = image.clone();
     none.chain_id = None;
-    let error = bed.runtime.start(&web, &none, &Surroundings::default()).await.unwrap_err();
+    let error = bed
+        .runtime
+        .start(&web, &Root::Image(none.clone()), &Surroundings::default())
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("/busybox"), "an empty root: {error}");
     bed.assert_empty();
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use coracle::runtime::{Runtime as _, RuntimeError, Surroundings};
+use coracle::runtime::{Root, Runtime as _, RuntimeError, Surroundings};
 use coracle_core::desired::DefinitionHash;
 use coracle_core::observed::Task;
 use coracle_testbed::image::{Builder, Compression};
@@ -29,7 +29,7 @@ async fn a_container_lives_and_is_restarted(bed: Bed) {
     assert_eq!(container.definition.as_str(), "first");
     assert_eq!(container.task, Task::Running { pid });
 
-    let second = bed.runtime.start(&web, &bed.image, &Surroundings::default()).await;
+    let second = bed.runtime.start(&web, &bed.root, &Surroundings::default()).await;
     assert!(matches!(second, Err(RuntimeError::Live { pid: live, .. }) if live == pid));
     let removed = bed.runtime.remove(&web.id).await;
     assert!(matches!(removed, Err(RuntimeError::Live { pid: live, .. }) if live == pid));
@@ -77,12 +77,20 @@ async fn stopping_asks_waits_and_kills(bed: Bed) {
     bed.runtime.stop(&stop(&a, SOON)).await.unwrap();
     assert_eq!(events.exited(&a.id).await.1.code, 3);
 
-    let pid = bed.runtime.start(&a, &with_signal, &Surroundings::default()).await.unwrap();
+    let pid = bed
+        .runtime
+        .start(&a, &Root::Image(with_signal.clone()), &Surroundings::default())
+        .await
+        .unwrap();
     ready(pid);
     bed.runtime.stop(&stop(&a, SOON)).await.unwrap();
     assert_eq!(events.exited(&a.id).await.1.code, 4, "the image's signal");
 
-    let pid = bed.runtime.start(&a, &with_signal, &Surroundings::default()).await.unwrap();
+    let pid = bed
+        .runtime
+        .start(&a, &Root::Image(with_signal.clone()), &Surroundings::default())
+        .await
+        .unwrap();
     ready(pid);
     let mut ordered = stop(&a, SOON);
     ordered.signal = Some("SIGNONSENSE".into());
@@ -115,7 +123,7 @@ async fn paused_containers_can_be_stopped(bed: Bed) {
     bed.containerd.ctr(&["-n", NAMESPACE, "tasks", "pause", web.id.as_str()]).unwrap();
     assert_eq!(bed.task(&web.id).await, Some(Task::Unknown));
     assert!(matches!(
-        bed.runtime.start(&web, &bed.image, &Surroundings::default()).await,
+        bed.runtime.start(&web, &bed.root, &Surroundings::default()).await,
         Err(RuntimeError::Live { .. })
     ));
     bed.runtime.stop(&stop(&web, Duration::from_millis(100))).await.unwrap();
@@ -141,7 +149,7 @@ async fn others_are_left_alone(bed: Bed) {
     assert!(bed.runtime.list().await.unwrap().is_empty());
     let foreign = order("foreign", |_| {});
     let errors = [
-        bed.runtime.start(&foreign, &bed.image, &Surroundings::default()).await.map(drop),
+        bed.runtime.start(&foreign, &bed.root, &Surroundings::default()).await.map(drop),
         bed.runtime.stop(&stop(&foreign, Duration::ZERO)).await,
         bed.runtime.remove(&foreign.id).await,
     ];

@@ -11,4 +11,5 @@ mod failure;
 mod life;
 mod limits;
 mod logs;
+mod native;
 mod surroundings;

@@ -136,7 +136,7 @@ async fn devices_are_given_as_asked_and_no_others(bed: Bed) {
         ..Surroundings::default()
     };
     let web = order("web", |_| {});
-    let error = bed.runtime.start(&web, &bed.image, &gone).await.unwrap_err();
+    let error = bed.runtime.start(&web, &bed.root, &gone).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Device { .. }), "{error}");
     assert!(matches!(error.retry(), Retry::Backoff));
     bed.assert_empty();
@@ -184,7 +184,7 @@ async fn capabilities_and_seccomp_profiles_are_as_asked(bed: Bed) {
     let said = output_in(&around, &bed, named.clone(), what).await;
     assert!(said.contains("No space left on device") && said.ends_with("touched\n"), "{said}");
     fs::remove_file(&profile).unwrap();
-    let error = bed.runtime.start(&named, &bed.image, &around).await.unwrap_err();
+    let error = bed.runtime.start(&named, &bed.root, &around).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Seccomp { .. }), "{error}");
     bed.assert_empty();
 }

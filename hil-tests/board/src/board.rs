@@ -365,17 +365,21 @@ impl Board {
         Ok(text.split_whitespace().next().context("no Pss")?.parse()?)
     }
 
-    /// GET on one of the gateway's ports, from outside.
-    pub fn http(&mut self, port: u16, path: &str) -> Result<http::Response> {
-        let url = match &mut self.backend {
-            Backend::Qemu(qemu) => format!("http://127.0.0.1:{}{path}", qemu.forwarded(port)?),
+    /// `HOST:PORT` by which one of the gateway's ports is reached from this machine.
+    pub fn outside(&self, port: u16) -> Result<String> {
+        match &self.backend {
+            Backend::Qemu(qemu) => Ok(format!("127.0.0.1:{}", qemu.forwarded(port)?)),
             Backend::Real(real) => {
                 let missing = LeftOut("CORACLE_BOARD_ADDRESS is not set");
                 let address = real.address.as_ref().ok_or(missing)?;
-                format!("http://{address}:{port}{path}")
+                Ok(format!("{address}:{port}"))
             }
-        };
-        http::get(&url)
+        }
+    }
+
+    /// GET on one of the gateway's ports, from outside.
+    pub fn http(&self, port: u16, path: &str) -> Result<http::Response> {
+        http::get(&format!("http://{}{path}", self.outside(port)?))
     }
 
     /// Waits until that answers with 200.

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use coracle_hil::orders;
+use coracle_hil::{native, orders};
 use coracle_protocol::desired::Workload;
 use coracle_protocol::topic::{Kind, Topic};
 use coracle_protocol::{DesiredState, GatewayId, ReportedState};
@@ -29,6 +29,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// The guest's port on which the workload answers.
 pub const WEB_PORT: u16 = 8080;
+
+/// The gateway that the orders in `docs/examples` are for.
+const EXAMPLE_GATEWAY: &str = "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11";
 
 /// Broker, registry and files for one gateway, and the fleet's tools.
 #[derive(Debug)]
@@ -142,14 +145,18 @@ impl Site {
         Ok(dir)
     }
 
-    /// `/etc/coracle/coracle.toml` of the image: what is packaged, and the registry.
+    /// `/etc/coracle/coracle.toml` of the image: what is packaged, the registry, and the files as a
+    /// repository of artifacts.
     pub fn configuration(&self) -> Result<String> {
         let packaged = crate::tools::repository().join("systemd/coracle.toml");
         let packaged = std::fs::read_to_string(&packaged)
             .with_context(|| format!("cannot read {}", packaged.display()))?;
         Ok(format!(
-            "{packaged}\n[[registries]]\nhost = \"{}\"\nplain_http = true\n",
-            self.registry_address()
+            "{packaged}\n[[registries]]\nhost = \"{}\"\nplain_http = true\n\n\
+             [[artifacts.repositories]]\nurl = \"http://{}:{}\"\nlayout = \"maven\"\n",
+            self.registry_address(),
+            self.host,
+            self.files.port
         ))
     }
 
@@ -185,6 +192,21 @@ impl Site {
         format!("http://{}:{}/{name}", self.host, self.files.port)
     }
 
+    /// Offers what is in a directory as an artifact, `group:name:version`.
+    pub fn serve_artifact(&self, artifact: &str, dir: &Path) -> Result<()> {
+        let mut parts = artifact.split(':');
+        let mut part = || parts.next().context("an artifact is group:name:version");
+        let (group, name, version) = (part()?.replace('.', "/"), part()?, part()?);
+        let zip = self.place.run().join(format!("{name}-{version}.zip"));
+        let bytes = native::packed(dir, &zip)?;
+        let path = format!("{group}/{name}/{version}/{name}-{version}.zip");
+        let digest = coracle_testbed::image::digest(&bytes);
+        let hex = digest.trim_start_matches("sha256:");
+        self.serve(&format!("{path}.sha256"), format!("{hex}\n").into_bytes());
+        self.serve(&path, bytes);
+        Ok(())
+    }
+
     // --- orders and reports -------------------------------------------------------------------------
 
     /// The web server as a workload, on all of the gateway's addresses.
@@ -196,10 +218,26 @@ impl Site {
 
     /// Signs an order and publishes it over MQTT with TLS, by the shipped commands.
     pub fn order(&self, generation: u64, workloads: Vec<Workload>) -> Result<()> {
-        let signed = self.sign(&orders::order(self.id, generation, workloads))?;
+        self.publish(&self.sign(&orders::order(self.id, generation, workloads))?)
+    }
+
+    /// The same with an order as a person writes it for the gateway of `docs/examples`, in YAML:
+    /// for this gateway, as that generation, and with words of it replaced.
+    pub fn order_text(&self, generation: u64, text: &str, replaced: &[(&str, &str)]) -> Result<()> {
+        let (id, numbered) = (self.id.to_string(), format!("generation: {generation}\n"));
+        let usual = [(EXAMPLE_GATEWAY, id.as_str()), ("generation: 1\n", numbered.as_str())];
+        let mut text = text.to_owned();
+        for (old, new) in usual.iter().chain(replaced) {
+            ensure!(text.contains(old), "there is no {old:?} in the order");
+            text = text.replace(old, new);
+        }
+        self.publish(&self.sign_text(generation, &text)?)
+    }
+
+    fn publish(&self, signed: &Path) -> Result<()> {
         let fleet = self.pki.client(broker::FLEET)?;
         let mut command = Command::new(bin("coracle-fleet")?);
-        command.args(["order", "publish"]).arg(&signed);
+        command.args(["order", "publish"]).arg(signed);
         command.args(["--broker", &format!("localhost:{}", self.broker.port())]);
         command.arg("--ca").arg(self.pki.ca());
         command.arg("--cert").arg(fleet.cert).arg("--key").arg(fleet.key);
@@ -208,9 +246,13 @@ impl Site {
 
     /// Signs an order by the shipped command; the file.
     pub fn sign(&self, order: &DesiredState) -> Result<PathBuf> {
-        let file = self.place.run().join(format!("order-{}.json", order.generation));
+        self.sign_text(order.generation, &serde_json::to_string_pretty(order)?)
+    }
+
+    fn sign_text(&self, generation: u64, order: &str) -> Result<PathBuf> {
+        let file = self.place.run().join(format!("order-{generation}.yaml"));
         let signed = file.with_extension("signed.json");
-        std::fs::write(&file, serde_json::to_vec_pretty(order)?)?;
+        std::fs::write(&file, order)?;
         let mut command = Command::new(bin("coracle-fleet")?);
         command.args(["order", "sign"]).arg(&file).arg("--key").arg(&self.key);
         command.arg("--out").arg(&signed);

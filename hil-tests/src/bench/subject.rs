@@ -58,6 +58,8 @@ impl Subject {
             ..Options::default()
         };
         let mut gateway = Gateway::prepare(options)?;
+        // As its unit does.
+        gateway.environment.push(("MALLOC_ARENA_MAX".to_owned(), "1".to_owned()));
         let content = Image::busybox()?;
         let digest = gateway.registry.push(&content, "bench", "1")?;
         let image = gateway.registry.pinned("bench", &digest);

@@ -1,5 +1,5 @@
-//! A registry that fails as told. In: images and rules. Out: HTTP answers, right or wrong, and
-//! a record of what was asked. In memory, on loopback, at most 64 connections at once.
+//! A registry, or a web server with files, that fails as told. In: images, files and rules. Out: HTTP
+//! answers, right or wrong, and a record of what was asked. In memory, on loopback, at most 64 connections at once.
 
 use std::collections::HashMap;
 use std::io::{BufReader, Write};
@@ -45,6 +45,13 @@ pub enum Fault {
     Chunked,
     /// Nothing is wrong, but ranges are ignored.
     NoRanges,
+    /// `If-Range` is ignored: the rest of whatever is there now, with its ETag or without one.
+    AnyRange {
+        /// Whether there is an ETag.
+        tag: bool,
+    },
+    /// 416, whatever is asked for.
+    RangeRefused,
 }
 
 /// A request that was seen.
@@ -56,6 +63,8 @@ pub struct Seen {
     pub path: String,
     /// The Range header.
     pub range: Option<String>,
+    /// The If-Range header.
+    pub if_range: Option<String>,
     /// The Authorization header.
     pub authorization: Option<String>,
     /// When it came.
@@ -138,6 +147,19 @@ impl FaultyRegistry {
         root.digest.clone()
     }
 
+    /// Serves a file from now on at a path such as `/a/b.zip`; gives its digest.
+    pub fn put_file(&self, path: &str, bytes: &[u8]) -> String {
+        let blob = Blob::new("application/octet-stream", bytes.to_vec());
+        let digest = blob.digest.clone();
+        self.shared.state().content.insert(path.to_owned(), blob);
+        digest
+    }
+
+    /// Serves it no more.
+    pub fn take_file(&self, path: &str) {
+        self.shared.state().content.remove(path);
+    }
+
     /// The next `times` requests whose path contains `path` (`/manifests/`, a digest, or empty
     /// for all) meet the fault. Rules are tried in the order they were given.
     pub fn fail(&self, path: &str, times: usize, fault: Fault) {
@@ -205,8 +227,8 @@ fn serve(stream: &TcpStream, shared: &Shared) -> Result<()> {
         found.map(|(_, value)| value.clone())
     };
     let range = header("range");
-    let authorization = header("authorization");
-    let seen = Seen { method, path, range, authorization, at: Instant::now() };
+    let (if_range, authorization) = (header("if-range"), header("authorization"));
+    let seen = Seen { method, path, range, if_range, authorization, at: Instant::now() };
     let (fault, blob) = look_up(&mut shared.state(), &seen);
     Reply { stream, shared, seen: &seen }.answer(fault, blob)
 }
@@ -220,10 +242,10 @@ fn look_up(state: &mut State, seen: &Seen) -> (Option<Fault>, Option<Blob>) {
         rule.left = if rule.left == usize::MAX { rule.left } else { rule.left - 1 };
         rule.fault.clone()
     });
-    let path = seen.path.split('?').next().unwrap_or_default();
-    let blob = match path {
+    let path = seen.path.split('?').next().unwrap_or_default().replace("%2B", "+");
+    let blob = match path.as_str() {
         "/v2/" | "/v2" => Some(Blob::new("application/json", b"{}".to_vec())),
-        _ => state.content.get(path).cloned(),
+        _ => state.content.get(&path).cloned(),
     };
     (fault, blob)
 }
@@ -284,7 +306,14 @@ impl Reply<'_> {
 
     fn send(&self, fault: Option<Fault>, blob: &Blob) -> Result<()> {
         let total = blob.bytes.len();
-        let range = self.seen.range.as_deref().filter(|_| fault != Some(Fault::NoRanges));
+        let tag = format!("\"{}\"", blob.digest);
+        let same = self.seen.if_range.as_ref().is_none_or(|wanted| *wanted == tag);
+        let wanted =
+            same && fault != Some(Fault::NoRanges) || matches!(fault, Some(Fault::AnyRange { .. }));
+        let range = self.seen.range.as_deref().filter(|_| wanted);
+        if fault == Some(Fault::RangeRefused) && range.is_some() {
+            return self.refuse(416, &format!("Content-Range: bytes */{total}\r\n"));
+        }
         let (from, to) = match range.map(|range| parse_range(range, total)) {
             None => (0, total),
             Some(Some(range)) => range,
@@ -296,6 +325,9 @@ impl Reply<'_> {
             "Content-Type: {}\r\nDocker-Content-Digest: {}\r\n",
             blob.media_type, blob.digest
         );
+        if fault != Some(Fault::AnyRange { tag: false }) {
+            headers.push_str(&format!("ETag: {tag}\r\n"));
+        }
         if fault != Some(Fault::NoRanges) {
             headers.push_str("Accept-Ranges: bytes\r\n");
         }

@@ -10,7 +10,7 @@
 //! | [`pki`] | a test certificate authority and what it signs, good and bad |
 //! | [`image`] | OCI images made from installed packages |
 //! | [`registry`] | the distribution's `docker-registry`, and pushing to it |
-//! | [`faulty`] | a registry that fails as told |
+//! | [`faulty`] | a registry, or a web server with files, that fails as told |
 //! | [`http`] | a small HTTP client for loopback |
 //!
 //! Synchronous, std only. Deliberately not here: anything of the product itself, which tests

@@ -67,6 +67,27 @@ impl Pki {
         self.issue_once(&self.dir, name, LONG)
     }
 
+    /// A client certificate for `name`, a DNS name, as an alternative name of its subject.
+    pub fn named_client(&self, name: &str) -> Result<Identity> {
+        let known = identity(&self.dir, &format!("{name}.named"));
+        let _held = self.signing.lock().map_err(|_| anyhow!("a signer panicked"))?;
+        if known.cert.exists() {
+            return Ok(known);
+        }
+        let file = format!("{name}.named");
+        let section = CONFIGURATION.split("[client]").nth(1).context("no client section")?;
+        let text = format!("[named_client]{section}subjectAltName = DNS:{name}\n");
+        std::fs::write(self.dir.join(format!("{file}.cnf")), text)?;
+        make_key(&self.dir, &format!("{file}.key"))?;
+        request(&self.dir, &file, name)?;
+        let (csr, out) = (format!("{file}.csr"), format!("{file}.pem"));
+        let extensions = format!("{file}.cnf");
+        let args = ["ca", "-batch", "-notext", "-config", "ca.cnf", "-extfile", &extensions];
+        let rest = ["-extensions", "named_client", "-startdate", LONG.0, "-enddate", LONG.1];
+        openssl(&self.dir, &[&args[..], &rest, &["-in", &csr, "-out", &out]].concat())?;
+        Ok(known)
+    }
+
     /// A client certificate that has expired.
     pub fn expired(&self, name: &str) -> Result<Identity> {
         self.issue_once(&self.dir, &format!("{name}.expired"), PAST)

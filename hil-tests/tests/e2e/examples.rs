@@ -28,11 +28,18 @@ impl Stage {
     }
 
     pub(crate) fn with_policy(images: &[(&str, &str, Image)], policy: &str) -> Self {
+        Self::with(images, |gateway| {
+            if !policy.is_empty() {
+                std::fs::write(gateway.policy(), policy).unwrap();
+            }
+        })
+    }
+
+    /// The same with something prepared before the agent starts.
+    pub(crate) fn with(images: &[(&str, &str, Image)], prepare: impl FnOnce(&mut Gateway)) -> Self {
         let options = Options { private_network: true, ..Options::default() };
         let mut gateway = Gateway::prepare(options).unwrap();
-        if !policy.is_empty() {
-            std::fs::write(gateway.policy(), policy).unwrap();
-        }
+        prepare(&mut gateway);
         for (name, tag, image) in images {
             gateway.registry.push(image, name, tag).unwrap();
         }
@@ -45,7 +52,7 @@ impl Stage {
 
     /// Orders an example, for this gateway and from its registry, with words of it replaced, and
     /// waits until all is as ordered.
-    fn order(&mut self, file: &str, replaced: &[(&str, &str)]) -> Status {
+    pub(crate) fn order(&mut self, file: &str, replaced: &[(&str, &str)]) -> Status {
         self.publish(2, file, replaced);
         self.gateway.wait_converged(2).unwrap()
     }

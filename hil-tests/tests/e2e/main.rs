@@ -20,6 +20,7 @@ mod identity;
 mod killed;
 mod link;
 mod main_job;
+mod native;
 mod neighbours;
 mod probes;
 mod restarts;

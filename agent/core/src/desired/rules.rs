@@ -9,6 +9,7 @@
 //! | `mounts` | what containers require and workloads give, paths |
 //! | `ports` | the same of ports, and clashes |
 //! | `probes` | what is asked of containers, and done in them |
+//! | `service` | what only native services have |
 //! | `shared` | what workloads share: names, endpoints, config maps, secrets |
 //! | `workload` | a workload, and what it is made from |
 
@@ -19,6 +20,7 @@ mod life;
 mod mounts;
 mod ports;
 mod probes;
+mod service;
 mod shared;
 mod workload;
 
@@ -100,6 +102,7 @@ pub(super) fn check(
     }
     ports::check_together(&judged, facts, &mut found);
     mounts::check_together(&judged, &mut found);
+    service::check_together(&judged, &mut found);
     let named: Vec<_> = workloads.iter().filter_map(|w| w.get("name")?.as_str()).collect();
     life::check_together(&judged, &depends_on, &named, &mut found);
     if let Some(facts) = facts {
@@ -162,7 +165,10 @@ impl Broken {
         let hides = |path: &String| {
             let steps: Vec<_> = path.split('/').skip(1).collect();
             match steps[..] {
-                ["network" | "type" | "mounts" | "ports", ..] | ["containers" | ""] => true,
+                ["network" | "type" | "mounts" | "ports", ..] | ["containers" | "service" | ""] => {
+                    true
+                }
+                ["service", "mounts" | "ports", ..] => true,
                 ["containers", _, ref rest @ ..] => {
                     matches!(rest, [] | ["mounts" | "ports", ..])
                 }
@@ -231,6 +237,11 @@ fn mend(part: &Value, broken: &[String], place: &str) -> Value {
             stand_in(&mut mended, field, with);
         }
     }
+    if let Some(service) = mended.get_mut("service") {
+        stand_in(service, "artifact", json!("stand.in:x:1"));
+        stand_in(service, "command", json!(["x"]));
+        retain_whole(service);
+    }
     if let Some(template) = mended.get_mut("config_template") {
         stand_in(template, "schema", json!(true));
     }
@@ -241,13 +252,18 @@ fn mend(part: &Value, broken: &[String], place: &str) -> Value {
         mended.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten()
     {
         stand_in(container, "image", json!("stand.in/x:1"));
-        for (list, needed) in [("mounts", ["name", "path"]), ("ports", ["name", "port"])] {
-            if let Some(items) = container.get_mut(list).and_then(Value::as_array_mut) {
-                items.retain(|item| needed.iter().all(|field| item.get(field).is_some()));
-            }
-        }
+        retain_whole(container);
     }
     mended
+}
+
+/// What of its requirements has a name and a place.
+fn retain_whole(container: &mut Value) {
+    for (list, needed) in [("mounts", ["name", "path"]), ("ports", ["name", "port"])] {
+        if let Some(items) = container.get_mut(list).and_then(Value::as_array_mut) {
+            items.retain(|item| needed.iter().all(|field| item.get(field).is_some()));
+        }
+    }
 }
 
 fn check_features(document: &Value, found: &mut Found<'_>) {

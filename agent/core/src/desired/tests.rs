@@ -106,7 +106,7 @@ fn a_good_document_becomes_the_domain() {
     let web = accepted.desired.workloads.values().next().unwrap();
     assert_eq!(web.restart, RestartPolicy::Always);
     assert_eq!(web.stop.grace, Duration::from_secs(10));
-    assert_eq!(web.pod.containers[0].image.to_string(), "registry.example/web:1.2");
+    assert_eq!(web.pod.containers[0].software.to_string(), "registry.example/web:1.2");
 }
 
 /// A change of these values would restart every container of every gateway that is upgraded.

@@ -3,6 +3,7 @@
 use expect_test::{Expect, expect};
 
 use super::*;
+use crate::artifact::Software;
 use crate::desired::Limits;
 use crate::image::ImageRef;
 use crate::name::ContainerName;
@@ -28,7 +29,7 @@ fn probe() -> Probe {
 fn container(probes: Probes) -> Arc<Container> {
     Arc::new(Container {
         name: ContainerName::parse("main").unwrap(),
-        image: ImageRef::parse("registry.example/web:1").unwrap(),
+        software: Software::Image(ImageRef::parse("registry.example/web:1").unwrap()),
         command: None,
         args: None,
         env: Default::default(),

@@ -101,13 +101,21 @@ fn pod(workload: &Workload) -> observed::Pod {
     }
 }
 
+/// An image without registry and tag, or an artifact.
+fn short(software: &Software) -> &str {
+    match software {
+        Software::Image(image) => image.repository(),
+        Software::Artifact(artifact) => artifact.id.name(),
+    }
+}
+
 /// A plan in one line.
 fn show(plan: &Plan) -> String {
     let mut words: Vec<String> = plan
         .actions
         .iter()
         .map(|action| match action {
-            Action::Pull { image } => format!("pull {}", image.repository()),
+            Action::Pull { software } => format!("pull {}", short(software)),
             Action::Start(s) => {
                 format!(
                     "start {} as {} g{}",
@@ -115,11 +123,12 @@ fn show(plan: &Plan) -> String {
                         "main" => s.replica.to_string(),
                         name => format!("{}.{name}", s.replica),
                     },
-                    s.container.image.repository(),
+                    short(&s.container.software),
                     s.generation
                 )
             }
             Action::Stop(stop) => format!("stop {}", stop.id),
+            Action::RemoveArtifact { artifact } => format!("remove {artifact}"),
             Action::Remove { id, .. } => format!("remove {id}"),
             Action::Refresh(refresh) => format!("refresh {}", refresh.replica),
             Action::Adjust(adjust) => format!("adjust {} to {}", adjust.id, adjust.limits.label()),
@@ -197,7 +206,7 @@ fn an_image_is_fetched_once_for_all_who_want_it() {
             "pull a; (one.0 blocked: its image is being fetched); (two.0 blocked: its image is being fetched)"
         ],
     );
-    observed.pulling.insert(image("a"));
+    observed.pulling.insert(Software::Image(image("a")));
     check(
         &orders("", "one:a"),
         &observed,
@@ -313,7 +322,7 @@ fn a_job_that_is_done_keeps_no_network() {
 fn a_cold_boot_offline_starts_the_old_definition_if_the_new_image_never_came() {
     let orders = orders("web:a", "web:b");
     let mut history = no_history();
-    history.pull_failed(&image("b"), "no network", Retry::Backoff, at(0));
+    history.pull_failed(&Software::Image(image("b")), "no network", Retry::Backoff, at(0));
     let mut observed = with_images(&["a"]);
     add(&mut observed, &orders.previous, "web", 0, Task::Absent);
     check(
@@ -589,8 +598,18 @@ fn a_port_is_given_on_only_when_its_holder_gave_it_up() {
 fn a_plan_wakes_for_its_earliest_next_try() {
     let orders = orders("", "web:a db:b");
     let mut history = no_history();
-    history.pull_failed(&image("a"), "x", Retry::After(Duration::from_secs(40)), at(0));
-    history.pull_failed(&image("b"), "x", Retry::After(Duration::from_secs(30)), at(0));
+    history.pull_failed(
+        &Software::Image(image("a")),
+        "x",
+        Retry::After(Duration::from_secs(40)),
+        at(0),
+    );
+    history.pull_failed(
+        &Software::Image(image("b")),
+        "x",
+        Retry::After(Duration::from_secs(30)),
+        at(0),
+    );
     let plan = reconcile(&orders, &with_images(&[]), &history, at(1));
     assert_eq!(plan.wake_at, Some(Duration::from_secs(30)));
 }
@@ -605,11 +624,14 @@ struct World {
 
 impl World {
     fn carry_out(&mut self, action: &Action) {
+        if let Action::Start(start) = action {
+            assert!(self.observed.has(&start.container.software));
+        }
         let containers = self.observed.containers.as_mut().unwrap();
         match action {
-            Action::Pull { image } => {
-                self.observed.images.insert(image.clone(), digest());
-                self.history.pulled(image);
+            Action::Pull { software } => {
+                self.observed.came(software.clone(), digest());
+                self.history.pulled(software);
             }
             Action::Start(start) => {
                 let mut siblings = containers.iter().filter(|(_, c)| c.replica == start.replica);
@@ -618,7 +640,6 @@ impl World {
                     *id == start.id && matches!(container.task, Task::Running { .. })
                 });
                 assert!(!live, "a second live task of {}", start.id);
-                assert!(self.observed.images.contains_key(&start.container.image));
                 let around = observed::Pod {
                     definition: start.definition.clone(),
                     in_place: start.pod.in_place.clone(),
@@ -658,6 +679,9 @@ impl World {
             }
             Action::Adjust(adjust) => {
                 containers.get_mut(&adjust.id).unwrap().limits = adjust.limits.label().into();
+            }
+            Action::RemoveArtifact { artifact } => {
+                self.observed.artifacts.remove(artifact).unwrap();
             }
             Action::RemoveImage { image } => {
                 assert!(self.observed.images.remove(image).is_some());

@@ -5,6 +5,7 @@ use expect_test::expect;
 use serde_json::json;
 
 use super::*;
+use crate::artifact::Software;
 use crate::backoff::Retry;
 use crate::desired::{Desired, parse_sound};
 use crate::history::Stopped;
@@ -65,7 +66,12 @@ fn a_failed_pull_says_why_and_when_the_next_try_is() {
     let image = ImageRef::parse("r.x/a:1").unwrap();
     let mut history = History::default();
     let an_hour = Retry::After(Duration::from_secs(3600));
-    history.pull_failed(&image, "the registry answered 429", an_hour, now());
+    history.pull_failed(
+        &Software::Image(image.clone()),
+        "the registry answered 429",
+        an_hour,
+        now(),
+    );
     let report = report_of(desired(1), &reachable(), &history);
     assert_eq!(report.phase, Phase::Degraded);
     expect![[r#"

@@ -196,6 +196,7 @@ impl World {
         settle(&self.orders, &self.observed, &mut self.history, now);
         self.orders.advance(next, &self.history, &self.observed);
         self.history.ordered(&self.orders.current);
+        self.history.try_changed_units(&self.orders.current, &self.orders.previous);
         self.log.push(format!("order {generation}"));
         self.store();
     }
@@ -307,6 +308,9 @@ impl World {
     fn carry_out(&mut self, action: &Action) {
         let containers = self.observed.containers.as_mut().unwrap();
         match action {
+            Action::RemoveArtifact { artifact } => {
+                self.observed.artifacts.remove(artifact).unwrap();
+            }
             Action::RemoveImage { image } => drop(self.observed.images.remove(image).unwrap()),
             Action::Pull { .. } | Action::Refresh(_) | Action::Adjust(_) => panic!("{action:?}"),
             Action::Start(start) => {
@@ -322,7 +326,7 @@ impl World {
                     address: Some([10, 88, 0, u8::try_from(self.pid % 250).unwrap()].into()),
                 };
                 self.observed.pods.insert(start.replica.clone(), pod);
-                let image = start.container.image.to_string();
+                let image = start.container.software.to_string();
                 let kind = kind(&image);
                 self.images.insert(start.id.clone(), kind);
                 self.exits += 1;
@@ -424,7 +428,7 @@ impl World {
         let containers = self.observed.containers.iter().flatten();
         let word = |(id, container): (&ContainerId, &Container)| {
             let known = self.orders.definition(&container.replica, &container.definition);
-            let image = known.map(|known| known.pod.containers[0].image.to_string());
+            let image = known.map(|known| known.pod.containers[0].software.to_string());
             let image = image.unwrap_or("?".into());
             let image = image.trim_start_matches("r.x/").trim_end_matches(":1").to_owned();
             let led = if self.observed.traffic.leads_to(&container.replica) { "*" } else { "" };
@@ -488,6 +492,74 @@ fn an_update_that_crashes_or_never_gets_ready_is_taken_back_and_stays_so() {
             assert_eq!(world.show().matches("*=b").count(), 2, "{}", world.show());
         }
     }
+}
+
+/// Two workloads of one unit; the second one may be left out.
+fn pair(web_image: &str, half: Option<&str>) -> Vec<Value> {
+    let mut first = web(web_image, 2, &json!({}));
+    first["unit"] = json!("pair");
+    let second = half.map(|image| {
+        json!({ "name": "half", "network": "none", "unit": "pair",
+                "containers": [{ "image": format!("r.x/{image}:1") }] })
+    });
+    [first].into_iter().chain(second).collect()
+}
+
+#[test]
+fn a_unit_is_taken_back_and_tried_again_as_one() {
+    for killed in [false, true] {
+        let mut world = World::new();
+        world.order(pair("a", Some("x")));
+        world.rest();
+        expect!["half.0=x web.0*=a web.1*=a"].assert_eq(&world.show());
+        // One half fails, and may do so long after the other one is there.
+        for half in ["crash", "sick-of-it"] {
+            let half_fails = pair("b", Some(half));
+            world.order(half_fails.clone());
+            let mut sick = half_fails;
+            sick[1]["containers"][0]["probes"] = json!({ "readiness": { "tcp": { "port": 1 } } });
+            if half != "crash" {
+                world.order(sick);
+            }
+            if killed {
+                (0..4).for_each(|_| drop(world.step(u32::MAX)));
+                world.restart_agent();
+                world.settle_probes();
+            }
+            world.rest();
+            let shown = world.show();
+            assert!(shown.starts_with("half.0=x web.0*=a web.1*=a"), "{shown}");
+            assert!(shown.contains("half, which is of the same unit: half.0: "), "{shown}");
+        }
+        // What failed with it is tried again with what is to mend it, though it is as before.
+        world.order(pair("b", Some("y")));
+        world.rest();
+        expect!["half.0=y web.0*=b web.1*=b"].assert_eq(&world.show());
+        world.restart_agent();
+        world.settle_probes();
+        world.rest();
+        expect!["half.0=y web.0*=b web.1*=b"].assert_eq(&world.show());
+    }
+}
+
+#[test]
+fn what_is_new_in_a_unit_takes_the_others_back_as_well() {
+    let mut world = World::new();
+    world.order(pair("a", None));
+    world.rest();
+    world.order(pair("b", Some("crash")));
+    for _ in 0..60 {
+        let plan = world.step(u32::MAX);
+        if let (true, Some(wake)) = (plan.actions.is_empty(), plan.wake_at) {
+            world.clock = world.clock.max(wake.as_secs());
+        }
+    }
+    // It is tried for ever itself: there is nothing that it could return to.
+    let shown = world.show();
+    assert!(shown.contains("web.0*=a web.1*=a (half, which is of the same unit: "), "{shown}");
+    world.order(pair("b", Some("y")));
+    world.rest();
+    expect!["half.0=y web.0*=b web.1*=b"].assert_eq(&world.show());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use coracle_protocol::reported::{
 use nix::sys::signal::Signal;
 
 use super::super::style::{Style, Tone};
-use super::super::text::{clean, count, glue, size, span};
+use super::super::text::{self, clean, count, glue, size, span};
 use crate::status::PullStatus;
 
 /// `web.0`
@@ -222,8 +222,7 @@ pub(super) fn percent(workload: &WorkloadReport, pulls: &[PullStatus]) -> Option
 }
 
 fn percent_of(pull: &PullStatus) -> Option<u64> {
-    let total = pull.bytes_total.filter(|total| *total > 0)?;
-    u64::try_from(u128::from(pull.bytes_done) * 100 / u128::from(total)).ok().map(|p| p.min(100))
+    text::percent(pull.bytes_done, pull.bytes_total)
 }
 
 fn pull_words(pull: &PullStatus) -> String {

@@ -6,4 +6,5 @@ mod bad_inputs;
 mod emulated;
 mod life;
 mod measure;
+mod services;
 mod smoke;

@@ -9,6 +9,7 @@ use coracle_protocol::limits::MAX_ENTRIES;
 
 use super::shared::Shared;
 use super::{Found, check_text, environment, escaped, mounts, probes, resource_name, shortened};
+use crate::artifact::{ArtifactRef, Software};
 use crate::desired::{Capabilities, Container, DeviceRequest, Limits, Seccomp, Template};
 use crate::image::ImageRef;
 use crate::name::ContainerName;
@@ -73,9 +74,11 @@ const OWN_DEVICES: [&str; 8] = [
 /// What the runtime mounts below /dev: a device there would be under it, and not seen.
 const OWN_MOUNTS: [&str; 3] = ["/dev/pts", "/dev/shm", "/dev/mqueue"];
 
-/// Judges one container. Its mounts are added by the workload, which knows what is given.
+/// Judges one container. Its mounts are added by the workload, which knows what is given. `artifact`:
+/// it is a native service, and this came of its artifact.
 pub(super) fn check(
     container: wire::Container,
+    artifact: Option<Option<ArtifactRef>>,
     place: &str,
     workload: Option<&str>,
     shared: &Shared<'_>,
@@ -84,9 +87,15 @@ pub(super) fn check(
     let name = ContainerName::parse(&container.name).map_err(|error| {
         found.refuse(format!("{place}/name"), Code::INVALID_NAME, error.to_string())
     });
-    let image = ImageRef::parse(&container.image).map_err(|error| {
-        found.refuse(format!("{place}/image"), Code::INVALID_IMAGE, error.to_string())
-    });
+    let software = match artifact {
+        Some(artifact) => artifact.map(Software::Artifact),
+        None => ImageRef::parse(&container.image)
+            .map(Software::Image)
+            .map_err(|error| {
+                found.refuse(format!("{place}/image"), Code::INVALID_IMAGE, error.to_string())
+            })
+            .ok(),
+    };
     for (list, field) in [(&container.command, "command"), (&container.args, "args")] {
         for (i, text) in list.iter().flatten().enumerate() {
             check_text(text, || format!("{place}/{field}/{i}"), found);
@@ -116,7 +125,7 @@ pub(super) fn check(
     let probes = probes::check(&container.probes, place, found);
     let container = Container {
         name: name.ok()?,
-        image: image.ok()?,
+        software: software?,
         command: container.command,
         args: container.args,
         env,

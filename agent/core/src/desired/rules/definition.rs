@@ -6,7 +6,7 @@ use coracle_protocol::desired as wire;
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
 
-use crate::desired::{DefinitionHash, Identity, MountSource, Piece, Pod, Template};
+use crate::desired::{DefinitionHash, Identity, MountSource, Piece, Pod, RuntimeSource, Template};
 
 /// All that a workload's replicas are, beside network and containers as they are written. Left out
 /// where it is at its default, so that the hash of an old document stays the same.
@@ -19,8 +19,22 @@ struct Extras<'a> {
     identity: Option<(Option<&'a str>, Vec<&'a str>)>,
     /// Files of the config maps that are not changed in place.
     config_maps: BTreeMap<&'a str, &'a BTreeMap<String, String>>,
+    /// Artifact, its digest, its repository, where it stands, what is put into its directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<ServiceParts<'a>>,
     /// As sealed: a secret that is sealed anew is a new one.
     secrets: BTreeMap<&'a str, &'a str>,
+}
+
+/// What a native service is beside its container.
+#[derive(PartialEq, Serialize)]
+struct ServiceParts<'a> {
+    artifact: &'a str,
+    sha256: Option<&'a str>,
+    repository: Option<&'a str>,
+    coordinate: Option<&'a str>,
+    files: &'a [wire::RuntimeFile],
+    config_maps: Vec<&'a BTreeMap<String, String>>,
 }
 
 /// The parts of a workload, written out in full, that decide.
@@ -30,6 +44,8 @@ pub(super) struct Definition<'a> {
     pub(super) config: Option<&'a serde_json::Value>,
     pub(super) template: Option<&'a wire::ConfigTemplate>,
     pub(super) mounts: &'a BTreeMap<String, wire::MountSource>,
+    pub(super) service: Option<&'a wire::Service>,
+    pub(super) coordinate: Option<&'a str>,
     pub(super) pod: &'a Pod,
     pub(super) sealed: &'a BTreeMap<String, String>,
 }
@@ -64,6 +80,7 @@ impl Definition<'_> {
             identity: pod.identity.as_ref().map(|Identity { project, grants }| {
                 (project.as_deref(), grants.iter().map(|grant| grant.as_str()).collect())
             }),
+            service: self.service.map(|service| self.service_parts(service)),
             ..Extras::default()
         };
         for port in &pod.ports {
@@ -94,6 +111,24 @@ impl Definition<'_> {
         let sealed = |name| Some((name, self.sealed.get(name)?.as_str()));
         extras.secrets = secrets.into_iter().filter_map(sealed).collect();
         extras
+    }
+}
+
+impl<'a> Definition<'a> {
+    fn service_parts(&self, service: &'a wire::Service) -> ServiceParts<'a> {
+        let files = self.pod.native.iter().flat_map(|native| &native.files);
+        let maps = files.filter_map(|file| match &file.source {
+            RuntimeSource::Files(files) => Some(files.as_ref()),
+            _ => None,
+        });
+        ServiceParts {
+            artifact: &service.artifact,
+            sha256: service.sha256.as_deref(),
+            repository: service.repository.as_deref(),
+            coordinate: self.coordinate,
+            files: &service.files,
+            config_maps: maps.collect(),
+        }
     }
 }
 

@@ -9,7 +9,10 @@ use coracle_protocol::{Code, GatewayId};
 use serde::Deserialize as _;
 use serde_json::{Map, Value};
 
-use super::{Broken, Found, check_text, container, escaped, life, read_part, resource_name};
+use super::{
+    Broken, Found, check_text, container, escaped, life, read_part, resource_name, service,
+    workload,
+};
 use crate::name::ResourceName;
 use crate::policy::Policy;
 
@@ -67,9 +70,11 @@ pub(super) fn check<'a>(
         resource_name(name, &place, found);
         let read = read_part::<wire::WorkloadType>(value, &place, broken, found);
         if let Some(of_type) = &read {
-            check_type(of_type, &place, &shared, found);
+            check_type(of_type, value, &place, &shared, found);
         }
-        shared.types.insert(name.clone(), read);
+        // Without either, or with both, it cannot be told what it is.
+        let is_sound = |it: &wire::WorkloadType| it.containers.is_empty() == it.service.is_some();
+        shared.types.insert(name.clone(), read.filter(is_sound));
     }
     shared
 }
@@ -77,6 +82,7 @@ pub(super) fn check<'a>(
 /// What can be told of a type without a workload that is made from it.
 fn check_type(
     of_type: &wire::WorkloadType,
+    value: &Value,
     place: &str,
     shared: &Shared<'_>,
     found: &mut Found<'_>,
@@ -88,7 +94,19 @@ fn check_type(
     for (i, container) in of_type.containers.iter().enumerate() {
         let place = format!("{place}/containers/{i}");
         container::check_name_is_new(&container.name, &mut names, &place, found);
-        container::check(container.clone(), &place, None, shared, found);
+        container::check(container.clone(), None, &place, None, shared, found);
+    }
+    workload::check_kind(
+        (of_type.containers.is_empty(), of_type.service.is_some()),
+        value,
+        place,
+        "",
+        found,
+    );
+    if let Some(service) = &of_type.service {
+        let place = format!("{place}/service");
+        let artifact = service::artifact(service, &place, found);
+        container::check(service.as_container(), Some(artifact), &place, None, shared, found);
     }
 }
 

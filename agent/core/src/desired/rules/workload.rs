@@ -12,9 +12,11 @@ use super::definition::{self, Definition};
 use super::mounts::{self, Given};
 use super::ports::Ports;
 use super::shared::Shared;
-use super::{Broken, Found, check_text, container, escaped, life, shortened};
+use super::{
+    Broken, Found, check_text, container, escaped, life, resource_name, service, shortened,
+};
 use crate::desired::{
-    Container, Identity, Mount, MountSource, Network, Piece, Pod, Stop, Template, Workload,
+    Container, Identity, Mount, MountSource, Native, Network, Piece, Pod, Stop, Template, Workload,
 };
 use crate::name::{ResourceName, WorkloadName};
 use crate::template::ConfigCheck;
@@ -30,9 +32,21 @@ struct Made {
     update: (wire::Update, String),
     template: Option<wire::ConfigTemplate>,
     containers: Vec<wire::Container>,
+    /// What the one container is made from, if it is a native service.
+    service: Option<wire::Service>,
     identity: bool,
     /// Where template and containers stand in the order.
     place: String,
+}
+
+impl Made {
+    /// Where a container stands in the order.
+    fn container_place(&self, index: usize) -> String {
+        match self.service {
+            Some(_) => format!("{}/service", self.place),
+            None => format!("{}/containers/{index}", self.place),
+        }
+    }
 }
 
 /// A workload as it stands in the order.
@@ -90,15 +104,21 @@ pub(super) fn check(
     };
     let depends_on = life::dependencies(&workload.depends_on, place, found);
     let identity = check_identity(&workload, &made, place, shared, found);
+    let native = check_service(&workload, &made, place, shared, found);
+    let unit = workload.unit.as_deref();
+    let unit = unit.and_then(|unit| resource_name(unit, format!("{place}/unit"), found));
     let sources = containers.iter().flat_map(|container| &container.mounts);
     let in_place = definition::in_place(sources.map(|mount| &mount.source));
-    let whole = containers.len() == made.containers.len() && !containers.is_empty();
+    let whole = containers.len() == made.containers.len()
+        && !containers.is_empty()
+        && made.service.is_some() == native.is_some();
     let pod = Pod {
         network: made.network,
         containers: containers.into_iter().map(Arc::new).collect(),
         ports,
         identity,
         in_place,
+        native,
     };
     let definition = Definition {
         network: made.network,
@@ -106,6 +126,8 @@ pub(super) fn check(
         config: workload.config.as_ref(),
         template: made.template.as_ref(),
         mounts: &workload.mounts,
+        service: made.service.as_ref(),
+        coordinate: workload.coordinate.as_deref(),
         pod: &pod,
         sealed: &shared.secrets,
     };
@@ -119,6 +141,7 @@ pub(super) fn check(
         depends_on,
         pod: Arc::new(pod),
         definition,
+        unit,
     };
     let (stop, place) = &made.stop;
     judged.stop = life::stop(stop, &made.containers, judged.shares_ports(), place, found);
@@ -160,6 +183,7 @@ fn from_type(
     let own = [
         ("containers", !workload.containers.is_empty()),
         ("config_template", workload.config_template.is_some()),
+        ("service", workload.service.is_some()),
     ];
     for (field, _) in own.into_iter().filter(|(_, there)| *there) {
         let message = format!("the type {:?} says so already", shortened(name));
@@ -184,7 +208,8 @@ fn from_type(
         stop: said(&workload.stop, place, of_type.stop, &at),
         update: said(&workload.update, place, of_type.update, &at),
         template: of_type.config_template,
-        containers: of_type.containers,
+        containers: containers_of(of_type.containers, of_type.service.as_ref()),
+        service: of_type.service,
         identity: workload.identity || of_type.identity,
         place: at,
     })
@@ -209,13 +234,8 @@ fn written_out(
     place: &str,
     found: &mut Found<'_>,
 ) -> Option<Made> {
-    if workload.containers.is_empty() {
-        let (code, message) = match value.get("containers") {
-            Some(_) => (Code::INVALID_VALUE, "must not be empty"),
-            None => (Code::MISSING_FIELD, "containers is missing, and no type is named"),
-        };
-        found.refuse(format!("{place}/containers"), code, message);
-    }
+    let kind = (workload.containers.is_empty(), workload.service.is_some());
+    check_kind(kind, value, place, ", and no type is named", found);
     if workload.network.is_none() {
         let message = "network is missing, and no type is named";
         found.refuse(format!("{place}/network"), Code::MISSING_FIELD, message);
@@ -228,10 +248,64 @@ fn written_out(
         stop: said(&workload.stop, place, None, place),
         update: said(&workload.update, place, None, place),
         template: workload.config_template.clone(),
-        containers: workload.containers.clone(),
+        containers: containers_of(workload.containers.clone(), workload.service.as_ref()),
+        service: workload.service.clone(),
         identity: workload.identity,
         place: place.to_owned(),
     })
+}
+
+/// Refuses what is neither containers nor a native service, or both.
+pub(super) fn check_kind(
+    (no_containers, is_service): (bool, bool),
+    value: &Value,
+    place: &str,
+    unless: &str,
+    found: &mut Found<'_>,
+) {
+    let at = format!("{place}/containers");
+    match (no_containers, is_service) {
+        (false, true) => {
+            let message = "there is a service already; a workload is either of the two";
+            found.refuse(at, Code::CONFLICTING_FIELD, message);
+        }
+        (true, false) => {
+            let (code, message) = match value.get("containers") {
+                Some(_) => (Code::INVALID_VALUE, "must not be empty".into()),
+                None => (Code::MISSING_FIELD, format!("containers is missing{unless}")),
+            };
+            found.refuse(at, code, message);
+        }
+        _ => {}
+    }
+}
+
+/// The containers, one of which a native service is as well.
+fn containers_of(
+    containers: Vec<wire::Container>,
+    service: Option<&wire::Service>,
+) -> Vec<wire::Container> {
+    service.map_or(containers, |service| vec![service.as_container()])
+}
+
+/// What a native service has beside its one container.
+fn check_service(
+    workload: &wire::Workload,
+    made: &Made,
+    place: &str,
+    shared: &Shared<'_>,
+    found: &mut Found<'_>,
+) -> Option<Native> {
+    let Some(service) = &made.service else {
+        service::refuse_coordinate(workload, place, found);
+        return None;
+    };
+    for (i, mount) in service.mounts.iter().enumerate() {
+        let at = || format!("{}/mounts/{i}/path", made.container_place(0));
+        service::check_mount_path(&mount.path, at, found);
+    }
+    let coordinate = workload.coordinate.as_deref();
+    service::native(service, coordinate, place, &made.container_place(0), shared, found)
 }
 
 /// What the containers find of the workload's configuration.
@@ -256,7 +330,7 @@ fn check_config(
         return Config::default();
     };
     let at = format!("{}/config_template", made.place);
-    mounts::check_path(&template.path, || format!("{at}/path"), found);
+    let path = config_path(made, template, &at, found);
     if template.env.len() > MAX_ENTRIES {
         let message = format!("more than {MAX_ENTRIES} entries");
         found.refuse(format!("{at}/env"), Code::TOO_MANY, message);
@@ -302,10 +376,25 @@ fn check_config(
         (!value.contains('\0')).then(|| (name.clone(), value))
     };
     let variables = template.env.iter().filter_map(variable).collect();
-    Config {
-        mount: Some(Mount { path: template.path.clone(), read_only: true, source }),
-        variables,
+    Config { mount: Some(Mount { path, read_only: true, source }), variables }
+}
+
+/// Where the containers find the configuration.
+fn config_path(
+    made: &Made,
+    template: &wire::ConfigTemplate,
+    at: &str,
+    found: &mut Found<'_>,
+) -> String {
+    if made.service.is_some() && template.path == wire::config_path() {
+        return service::CONFIG_PATH.to_owned();
     }
+    let path = || format!("{at}/path");
+    mounts::check_path(&template.path, path, found);
+    if made.service.is_some() {
+        service::check_mount_path(&template.path, path, found);
+    }
+    template.path.clone()
 }
 
 fn check_containers(
@@ -321,10 +410,12 @@ fn check_containers(
     let mut containers = Vec::new();
     let taken: Vec<&str> = config.mount.iter().map(|mount| mount.path.as_str()).collect();
     for (i, wire) in made.containers.iter().enumerate() {
-        let at = format!("{}/containers/{i}", made.place);
+        let at = made.container_place(i);
         container::check_name_is_new(&wire.name, &mut names, &at, found);
         let mounts = given.matched(&wire.mounts, &at, place, &taken, shared, found);
-        let judged = container::check(wire.clone(), &at, Some(&workload.name), shared, found);
+        let artifact = made.service.as_ref().map(|it| service::artifact(it, &at, found));
+        let name = Some(workload.name.as_str());
+        let judged = container::check(wire.clone(), artifact, &at, name, shared, found);
         let Some(mut container) = judged else { continue };
         container.mounts = mounts;
         container.mounts.extend(config.mount.clone());
@@ -349,7 +440,7 @@ fn check_limits(workload: &wire::Workload, made: &Made, place: &str, found: &mut
 
 fn requirements(made: &Made) -> Vec<(String, &wire::PortRequirement)> {
     let of = |(i, container): (usize, &'_ wire::Container)| {
-        let place = format!("{}/containers/{i}/ports", made.place);
+        let place = format!("{}/ports", made.container_place(i));
         let at = move |j: usize| format!("{place}/{j}");
         (0..container.ports.len()).map(at).collect::<Vec<_>>()
     };

@@ -77,6 +77,23 @@ pub(super) fn good() -> Value {
                       "mounts": [{ "name": "conf", "path": "/etc/broker", "in_place": true }] }
                 ],
                 "mounts": { "conf": { "config_map": "broker" } }
+            },
+            {
+                "name": "gauge", "network": "host", "coordinate": "a.gauge.alice.line-1",
+                "unit": "plant",
+                "config_template": { "schema": {} }, "config": {},
+                "service": {
+                    "artifact": "org.example:gauge:1.4.2", "sha256": "ab".repeat(32),
+                    "repository": "https://repo.example/releases",
+                    "command": ["bin/gauge"], "args": ["--data=${runtime}"],
+                    "mounts": [{ "name": "state", "path": "/run/state" }],
+                    "files": [
+                        { "artifact": "defaults" }, { "to": "conf", "config_map": "broker" },
+                        { "to": "table.csv", "url": "https://files.example/t.csv", "sha256": "cd".repeat(32) },
+                        { "archive": "https://files.example/backup.zip", "sha256": "ef".repeat(32), "overwrite": true }
+                    ]
+                },
+                "mounts": { "state": { "named": "gauge-state" } }
             }
         ]
     })
@@ -397,6 +414,45 @@ fn cases() -> Vec<Case> {
          std::iter::once(("/workloads/0/depends_on".to_owned(), "too-many"))
              .chain((0..65).map(|i| (format!("/workloads/0/depends_on/w{i}"), "unknown-workload"))).collect()),
     ]);
+    // Native services. Another one, of the same coordinate.
+    let another = |coordinate: &str, replicas: u32| json!({
+        "name": "gauge-b", "network": "host", "coordinate": coordinate, "replicas": replicas,
+        "service": { "artifact": "org.example:gauge:1", "command": ["x"] }
+    });
+    let service = || good()["workloads"][3]["service"].clone();
+    cases.extend([
+        here("/workloads/3/coordinate", Value::Null, "missing-field"),
+        here("/workloads/3/coordinate", json!("a.b.c"), "invalid-name"),
+        here("/workloads/0/coordinate", json!("a.b.c.d"), "conflicting-field"),
+        (vec![("/workloads/4", another("a.gauge.alice.line-1", 1))],
+         vec![("/workloads/4/coordinate".into(), "duplicate-name")]),
+        (vec![("/workloads/3/coordinate", json!("a-1.gauge.alice.line-1")), ("/workloads/4", another("a.gauge.alice.line-1", 2))],
+         vec![("/workloads/4/coordinate".into(), "duplicate-name")]),
+        (vec![("/workloads/0/service", another("", 1)["service"].clone()), ("/workloads/0/coordinate", json!("b.gauge.alice.line-1"))],
+         vec![("/workloads/0/containers".into(), "conflicting-field")]),
+        (vec![("/workloads/1/service", service())],
+         vec![("/workloads/1/service".into(), "conflicting-field")]),
+        here("/workloads/3/unit", json!("No Unit"), "invalid-name"),
+        here("/workloads/3/service/artifact", json!("gauge"), "invalid-artifact"),
+        here("/workloads/3/service/sha256", json!("AB"), "invalid-value"),
+        here("/workloads/3/service/repository", json!("ftp://repo.example"), "invalid-value"),
+        here("/workloads/3/service/repository", json!("https://me:secret@repo.example"), "invalid-value"),
+        here("/workloads/3/service/command/0", json!(""), "invalid-value"),
+        here("/workloads/3/service/user", json!("root"), "not-allowed"),
+        here("/workloads/3/service/mounts/0/path", json!("/etc/state"), "invalid-path"),
+        here("/workloads/3/config_template/path", json!("/etc/gauge.json"), "invalid-path"),
+        here("/workloads/3/service/files/0", json!({}), "invalid-value"),
+        here("/workloads/3/service/files/0", json!({ "artifact": "a", "config_map": "broker" }), "invalid-value"),
+        here("/workloads/3/service/files/0/artifact", json!("../x"), "invalid-path"),
+        here("/workloads/3/service/files/0/to", json!("/etc"), "invalid-path"),
+        here("/workloads/3/service/files/1/config_map", json!("other"), "unknown-config-map"),
+        here("/workloads/3/service/files/2/url", json!("file:///etc/passwd"), "invalid-value"),
+        here("/workloads/3/service/files/2/to", Value::Null, "missing-field"),
+        here("/workloads/3/service/files/2/sha256", Value::Null, "missing-field"),
+        here("/workloads/3/service/files/3/archive", json!("https://"), "invalid-value"),
+        (vec![("/types/reader/containers/1", json!({ "name": "x", "image": "registry.example/x:1" })), ("/types/reader/service", json!({ "artifact": "gauge", "command": ["x"] }))],
+         vec![("/types/reader/containers".into(), "conflicting-field"), ("/types/reader/service/artifact".into(), "invalid-artifact")]),
+    ]);
     cases
 }
 
@@ -476,6 +532,8 @@ fn the_strictest_policy_gives_nothing_of_the_gateway() {
             ("/workloads/2/containers/0/devices/0/path", "not-allowed"),
             ("/workloads/2/containers/0/devices/1/resource", "unknown-resource"),
             ("/workloads/2/containers/0/seccomp", "unknown-resource"),
+            ("/workloads/3/network", "not-allowed"),
+            ("/workloads/3/service", "not-allowed"),
         ]
     );
 }

@@ -79,7 +79,7 @@ fn of_an_order_that_was_accepted_by_other_rules_is_kept_what_can_be() {
     let web = workload(&accepted.desired, "web");
     assert_eq!(text(&web.pod.containers[0].env["A"]), "x${endpoint.gone}y");
     let names: Vec<_> = accepted.desired.workloads.keys().map(|name| name.as_str()).collect();
-    assert_eq!(names, ["reader", "web"]);
+    assert_eq!(names, ["gauge", "reader", "web"]);
 }
 
 #[test]
@@ -212,4 +212,44 @@ fn a_circle_of_dependencies_is_shown() {
     let refusals = parse(&document, Reading::Strict).unwrap_err();
     let messages: Vec<_> = refusals.iter().map(|refusal| refusal.message.as_str()).collect();
     assert_eq!(messages, ["waits for itself: pod -> reader -> web -> pod"]);
+}
+
+#[test]
+fn a_native_service_is_one_container_of_an_artifact() {
+    let desired = accepted(&bad::good());
+    let gauge = workload(&desired, "gauge");
+    assert_eq!(gauge.unit.as_ref().map(|unit| unit.as_str()), Some("plant"));
+    let [container] = &gauge.pod.containers[..] else { panic!("{:?}", gauge.pod) };
+    let artifact = container.software.artifact().unwrap();
+    assert_eq!(artifact.id.to_string(), "org.example:gauge:1.4.2");
+    assert_eq!(artifact.digest.as_ref().unwrap().hex(), "ab".repeat(32));
+    assert_eq!(artifact.repository.as_deref(), Some("https://repo.example/releases"));
+    assert!(container.readonly_root && container.user.is_none());
+    let paths: Vec<_> = container.mounts.iter().map(|mount| &*mount.path).collect();
+    assert_eq!(paths, ["/run/state", "/run/coracle/config.json"]);
+    let native = gauge.pod.native.as_ref().unwrap();
+    assert_eq!(native.coordinate.to_string(), "a.gauge.alice.line-1");
+    let kinds: Vec<_> = native.files.iter().map(|file| (&*file.to, file.overwrite)).collect();
+    assert_eq!(kinds, [("", false), ("conf", false), ("table.csv", false), ("", true)]);
+}
+
+#[test]
+fn another_artifact_or_coordinate_or_content_is_another_definition() {
+    let hash = |place: &str, value: Value| {
+        let mut document = bad::good();
+        *document.pointer_mut(place).unwrap() = value;
+        workload(&accepted(&document), "gauge").definition.clone()
+    };
+    let service = "/workloads/3/service";
+    let same = hash("/workloads/3/unit", json!("other"));
+    assert_eq!(same, workload(&accepted(&bad::good()), "gauge").definition, "the unit alone");
+    let others = [
+        hash(&format!("{service}/artifact"), json!("org.example:gauge:1.4.3")),
+        hash(&format!("{service}/sha256"), json!("ac".repeat(32))),
+        hash(&format!("{service}/files/0/artifact"), json!("others")),
+        hash("/workloads/3/coordinate", json!("b.gauge.alice.line-1")),
+        hash("/config_maps/broker/files/mosquitto.conf", json!("listener 1884")),
+    ];
+    let different: std::collections::BTreeSet<_> = others.iter().chain([&same]).collect();
+    assert_eq!(different.len(), others.len() + 1);
 }

@@ -1,5 +1,5 @@
-//! TLS towards registries: rustls with ring, the system's root certificates and those configured.
-//! Made when a pull first needs it and gone with the pull: an idle agent holds no certificates.
+//! TLS towards servers: rustls with ring, the system's root certificates and those configured.
+//! Made when it is first needed and gone with what is fetched: an idle agent holds no certificates.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client for registries: GET and HEAD over TCP or TLS.
+//! A small HTTP/1.1 client for registries and repositories: GET and HEAD over TCP or TLS.
 //!
 //! In: a URL and headers. Out: status, headers and a body that is read piece by piece. Every wait
 //! is bounded: a connection, and each piece of an answer. Redirects are followed as the rules in
@@ -21,9 +21,13 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::error::ImageError;
-use super::tls;
-use super::url::{Origin, Url};
+mod error;
+pub(crate) mod headers;
+mod tls;
+mod url;
+
+pub use self::error::HttpError;
+pub(crate) use self::url::{Origin, Url};
 
 const USER_AGENT_VALUE: &str = concat!("coracle/", env!("CARGO_PKG_VERSION"));
 const MAX_REDIRECTS: usize = 5;
@@ -47,7 +51,7 @@ impl Default for Timeouts {
     }
 }
 
-/// What is configured for the registries, shared by all pulls.
+/// What is configured for the servers, shared by all that fetch from them.
 #[derive(Debug, Default)]
 pub(crate) struct Policy {
     pub(crate) timeouts: Timeouts,
@@ -57,7 +61,7 @@ pub(crate) struct Policy {
     pub(crate) authorities: Vec<(Origin, Vec<CertificateDer<'static>>)>,
 }
 
-/// Connections and TLS settings of one pull.
+/// Connections and TLS settings for fetching one thing.
 pub(crate) struct Client {
     policy: Arc<Policy>,
     tls: HashMap<Option<usize>, TlsConnector>,
@@ -92,7 +96,7 @@ impl Client {
         url: &Url,
         headers: &HeaderMap,
         authorization: Option<&HeaderValue>,
-    ) -> Result<Response, ImageError> {
+    ) -> Result<Response, HttpError> {
         let mut url = url.clone();
         let first = url.origin.clone();
         for _ in 0..=MAX_REDIRECTS {
@@ -112,7 +116,7 @@ impl Client {
     }
 
     /// Whether a URL that a server named may be asked.
-    pub(crate) fn check(&self, from: &Origin, to: &Url) -> Result<(), ImageError> {
+    pub(crate) fn check(&self, from: &Origin, to: &Url) -> Result<(), HttpError> {
         if to.origin.tls {
             Ok(())
         } else if from.tls {
@@ -124,7 +128,7 @@ impl Client {
         }
     }
 
-    fn redirected(&self, from: &Url, headers: &HeaderMap) -> Result<Url, ImageError> {
+    fn redirected(&self, from: &Url, headers: &HeaderMap) -> Result<Url, HttpError> {
         let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
         let to = location.and_then(|location| from.join(location));
         let to = to.ok_or_else(|| refused(&from.origin, String::new(), "it is not a URL"))?;
@@ -136,7 +140,7 @@ impl Client {
         &mut self,
         url: &Url,
         mut request: Request<Empty<Bytes>>,
-    ) -> Result<Response, ImageError> {
+    ) -> Result<Response, HttpError> {
         let value = |text: String| {
             HeaderValue::try_from(text).map_err(|why| broken(&url.origin)(Box::new(why)))
         };
@@ -152,7 +156,7 @@ impl Client {
             let ready = timeout(self.policy.timeouts.idle, sender.ready()).await;
             if matches!(ready, Ok(Ok(()))) {
                 match self.send(url, sender, request.clone()).await {
-                    Err(ImageError::Broken { .. }) => {}
+                    Err(HttpError::Broken { .. }) => {}
                     answered => return answered,
                 }
             }
@@ -166,7 +170,7 @@ impl Client {
         url: &Url,
         mut sender: SendRequest<Empty<Bytes>>,
         request: Request<Empty<Bytes>>,
-    ) -> Result<Response, ImageError> {
+    ) -> Result<Response, HttpError> {
         let idle = self.policy.timeouts.idle;
         let response = timeout(idle, sender.send_request(request))
             .await
@@ -177,9 +181,9 @@ impl Client {
         Ok(Response { status, headers, origin: url.origin.clone(), body, sender, idle })
     }
 
-    async fn connect(&mut self, origin: &Origin) -> Result<SendRequest<Empty<Bytes>>, ImageError> {
+    async fn connect(&mut self, origin: &Origin) -> Result<SendRequest<Empty<Bytes>>, HttpError> {
         let limit = self.policy.timeouts.connect;
-        let error = |source| ImageError::Connect { host: origin.to_string(), source };
+        let error = |source| HttpError::Connect { host: origin.to_string(), source };
         let connecting = async {
             let tcp = tcp(origin, limit).await?;
             tcp.set_nodelay(true)?;
@@ -239,7 +243,7 @@ async fn tcp(origin: &Origin, limit: Duration) -> std::io::Result<TcpStream> {
 
 impl Response {
     /// The next piece of the body; `None` at its end.
-    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, ImageError> {
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, HttpError> {
         loop {
             let frame = timeout(self.idle, self.body.frame()).await;
             match frame.map_err(|_| silent(&self.origin, self.idle))? {
@@ -254,10 +258,10 @@ impl Response {
     }
 
     /// The whole body, if it has at most `limit` bytes.
-    pub(crate) async fn read(&mut self, limit: u64, what: &str) -> Result<Vec<u8>, ImageError> {
+    pub(crate) async fn read(&mut self, limit: u64, what: &str) -> Result<Vec<u8>, HttpError> {
         let too_long =
-            || ImageError::TooLong { host: self.origin.to_string(), what: what.to_owned(), limit };
-        let announced = super::headers::content_length(&self.headers);
+            || HttpError::TooLong { host: self.origin.to_string(), what: what.to_owned(), limit };
+        let announced = headers::content_length(&self.headers);
         if announced.is_some_and(|length| length > limit) {
             return Err(too_long());
         }
@@ -285,15 +289,15 @@ impl fmt::Debug for Response {
     }
 }
 
-fn refused(from: &Origin, to: String, why: &'static str) -> ImageError {
-    ImageError::Redirect { host: from.to_string(), to, why }
+fn refused(from: &Origin, to: String, why: &'static str) -> HttpError {
+    HttpError::Redirect { host: from.to_string(), to, why }
 }
 
-fn silent(origin: &Origin, after: Duration) -> ImageError {
-    ImageError::Silent { host: origin.to_string(), after }
+fn silent(origin: &Origin, after: Duration) -> HttpError {
+    HttpError::Silent { host: origin.to_string(), after }
 }
 
-fn broken(origin: &Origin) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> ImageError {
+fn broken(origin: &Origin) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> HttpError {
     let host = origin.to_string();
-    move |source| ImageError::Broken { host, source }
+    move |source| HttpError::Broken { host, source }
 }

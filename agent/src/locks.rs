@@ -1,5 +1,5 @@
-//! One at a time for each key: pulls that share content wait for each other instead of fetching it
-//! twice. Keys are forgotten when nobody holds or awaits them.
+//! One at a time for each key: those who want the same content wait for each other instead of
+//! fetching it twice. Keys are forgotten when nobody holds or awaits them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,6 +39,13 @@ impl Locks {
     }
 }
 
+impl Locks {
+    /// Whether somebody holds the key, or waits for it.
+    pub(crate) fn is_wanted(&self, key: &str) -> bool {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +67,9 @@ mod tests {
         let waiting = tokio::time::timeout(std::time::Duration::from_millis(5), locks.hold("a"));
         assert!(waiting.await.is_err());
         assert_eq!(locks.keys.lock().unwrap().len(), 2);
+        assert!(locks.is_wanted("b"));
         drop(other);
+        assert!(!locks.is_wanted("b"));
         let (next, ()) = tokio::join!(locks.hold("a"), async { drop(held) });
         assert_eq!(locks.keys.lock().unwrap().len(), 1);
         drop(next);

@@ -1,4 +1,4 @@
-//! The few URLs a registry needs: scheme, host, port, path with query.
+//! The few URLs that fetching needs: scheme, host, port, path with query.
 //!
 //! In: text from references, configuration, redirects and challenges. Out: where to connect and
 //! what to ask for. Pure; no user info, no fragments, nothing but HTTP and HTTPS.
@@ -124,6 +124,13 @@ fn clean_path(text: &str) -> Option<String> {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.authority())
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.origin.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.origin, self.path)
     }
 }
 
