@@ -50,7 +50,9 @@ impl Traces {
         let name = gateway.place().name();
         lines.extend(processes(name));
         for mount in gateway.containerd.mounts() {
-            if mount.to_string_lossy().contains(name) {
+            // What services see of the gateway is mounted once, and stays.
+            let is_root = mount.ends_with("runtime/root");
+            if mount.to_string_lossy().contains(name) && !is_root {
                 lines.insert(format!("mount {}", mount.display()));
             }
         }

@@ -400,7 +400,13 @@ impl History {
             let before = previous.workloads.get(&workload.name);
             before.is_none_or(|before| before.definition != workload.definition)
         };
+        // Also one that it has no more.
+        let gone = |workload: &&Workload| {
+            let now = current.workloads.get(&workload.name);
+            now.is_none_or(|now| now.unit != workload.unit)
+        };
         let changed = current.workloads.values().filter(differs);
+        let changed = changed.chain(previous.workloads.values().filter(gone));
         let changed: BTreeSet<_> = changed.filter_map(|workload| workload.unit.as_ref()).collect();
         for workload in current.workloads.values() {
             let is_changed = workload.unit.as_ref().is_some_and(|unit| changed.contains(unit));

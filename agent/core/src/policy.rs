@@ -29,6 +29,12 @@ pub const DEFAULT_CAPABILITIES: [&str; 14] = [
     "CAP_AUDIT_WRITE",
 ];
 
+/// Those of them that a native service may ask for: they give it none of the gateway's files.
+const HARMLESS_CAPABILITIES: [&str; 2] = ["CAP_NET_BIND_SERVICE", "CAP_NET_RAW"];
+
+/// Groups below are the system's own (login.defs(5)).
+const FIRST_GROUP: u32 = 1000;
+
 /// Stands for every capability in [`Policy::capabilities`].
 pub const ALL: &str = "ALL";
 
@@ -168,12 +174,29 @@ impl Policy {
         if !self.native_services {
             return Some(not_allowed(place, "native services"));
         }
-        let user = service.user.as_deref().unwrap_or_default();
-        let user = user.split(':').next().unwrap_or_default();
+        if self.native_root {
+            return None;
+        }
+        // With most of the default capabilities nobody is as good as root among the gateway's files.
+        let mut added = service.capabilities.add.iter().enumerate();
+        let may_have =
+            |name: &str| HARMLESS_CAPABILITIES.contains(&name) || self.capabilities.contains(name);
+        if let Some((i, name)) = added.find(|(_, name)| !may_have(name)) {
+            let what = format!("{name} for a native service");
+            return Some(not_allowed(&format!("{place}/capabilities/add/{i}"), &what));
+        }
+        let user = service.user.as_deref()?;
+        let (user, group) = user.split_once(':').map_or((user, None), |(u, g)| (u, Some(g)));
         // By another name it is found out where that is resolved.
-        let is_root = user == "root" || user.parse() == Ok(0_u32);
-        let denied = is_root && !self.native_root;
-        denied.then(|| not_allowed(&format!("{place}/user"), "native services as root"))
+        let is_root = user.is_empty() || user == "root" || user.parse() == Ok(0_u32);
+        // The gateway's own groups, by which files may be read that are not everybody's.
+        let is_system = |group: &str| group.parse().map_or(true, |gid: u32| gid < FIRST_GROUP);
+        let what = match group {
+            _ if is_root => "native services as root",
+            Some(group) if is_system(group) => "native services in groups of the gateway's own",
+            _ => return None,
+        };
+        Some(not_allowed(&format!("{place}/user"), what))
     }
 
     fn judge_device(&self, device: &DeviceRequest, place: &str) -> Option<Refusal> {

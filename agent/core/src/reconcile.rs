@@ -317,6 +317,10 @@ impl<'a> Decision<'a> {
             let reason = format!("{holder} has not given up one of its ports yet");
             return self.block(replica, Some(&container.name), &reason, None);
         }
+        if let Some(holder) = self.holder_of_a_coordinate(workload, replica) {
+            let reason = format!("{holder} still stands at its coordinate");
+            return self.block(replica, Some(&container.name), &reason, None);
+        }
         if let Some(known) = self.history.container(&id, &workload.definition) {
             if known.record.is_finished(workload.restart) {
                 return;
@@ -376,6 +380,25 @@ impl<'a> Decision<'a> {
             holds.then_some(&replica.workload)
         };
         if workload.pod.ports.is_empty() { None } else { self.observed.pods.iter().find_map(held) }
+    }
+
+    /// A replica of another workload that still has the runtime directory that this one is to have.
+    fn holder_of_a_coordinate(
+        &self,
+        workload: &Workload,
+        replica: &ReplicaId,
+    ) -> Option<&'a ReplicaId> {
+        let wanted = workload.pod.native.as_ref()?.coordinate.of_replica(replica.index);
+        let containers = self.observed.containers.as_ref()?.values();
+        let held = |there: &&'a Container| {
+            let known = self.orders.known(&there.replica.workload, &there.definition);
+            let native = known.and_then(|known| known.workload.pod.native.as_ref());
+            let stands = |native: &desired::Native| {
+                native.coordinate.of_replica(there.replica.index) == wanted
+            };
+            there.replica.workload != replica.workload && native.is_some_and(stands)
+        };
+        containers.into_iter().find(held).map(|there| &there.replica)
     }
 
     /// Brings what is around a replica's containers to what is ordered, if it is not.

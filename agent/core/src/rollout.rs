@@ -137,6 +137,7 @@ pub fn settle(orders: &Orders, observed: &Observed, history: &mut History, now: 
     let is_good = |w: &Workload| {
         good.iter().any(|other| other.name == w.name)
             || history.good(&w.name) == Some(&w.definition)
+            || history.stopped(&w.name).is_some()
     };
     let situation = Situation { orders, observed, history, now };
     let joined =
@@ -263,7 +264,10 @@ impl Situation<'_> {
 
     /// Whether there is something to return to. A job that failed is not done again as it was before.
     fn is_update(&self, wanted: &Workload) -> bool {
-        wanted.restart == RestartPolicy::Always && self.orders.good.contains_key(&wanted.name)
+        wanted.restart == RestartPolicy::Always
+            && self.orders.good.contains_key(&wanted.name)
+            // What breaks after it was good is restarted.
+            && self.history.good(&wanted.name) != Some(&wanted.definition)
     }
 
     /// Why a new replica is given up, for people.
@@ -319,7 +323,7 @@ impl Situation<'_> {
         let proven = self.history.ready_since(&slot.replica).map(|at| at + wanted.update.min_ready);
         let late = || {
             let since = self.history.unready_since(&slot.replica)?;
-            self.is_update(wanted).then(|| since + wanted.update.healthy_within)
+            self.is_part_of_an_update(wanted).then(|| since + wanted.update.healthy_within)
         };
         let moments = [proven, late()].into_iter().flatten();
         moments.filter(|moment| *moment > self.now.monotonic).min()

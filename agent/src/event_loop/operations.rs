@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use coracle_core::artifact::{ArtifactId, Coordinate, Software};
 use coracle_core::desired::Workload;
+use coracle_core::image::Digest;
 use coracle_core::name::ReplicaId;
+use coracle_core::observed::Container;
 use coracle_protocol::Timestamp;
 use tokio::sync::watch;
 
@@ -19,6 +21,9 @@ use crate::native_status::{
     Operations, ServiceStatus,
 };
 use crate::progress::{Phase, Progress};
+
+/// What is said where nothing may be taken away.
+const UNKNOWN: &str = "it is not known of all that runs what it is; try again shortly";
 
 /// Most at once.
 const AT_ONCE: usize = 4;
@@ -112,6 +117,11 @@ impl<E: Execute> EventLoop<E> {
             let message = format!("{AT_ONCE} operations are under way; wait for one to end");
             return Err(LongWorkRefusal::Busy(message));
         }
+        if let LongWork::Remove(artifact) = &work {
+            // No order is to begin anything with it any more.
+            self.observed.artifacts.remove(artifact);
+            self.changed();
+        }
         let (progress, watched) = watch::channel(Progress::default());
         self.operations.begun += 1;
         let number = self.operations.begun;
@@ -147,27 +157,32 @@ impl<E: Execute> EventLoop<E> {
             return Err(LongWorkRefusal::Conflict(message));
         }
         let fetched = |software: &Software| software.artifact().is_some_and(|a| a.id == *artifact);
-        let containers = self.observed.containers.as_ref();
-        let known = containers.map(|containers| {
-            let mut all = containers.values();
-            all.all(|c| self.orders.definition(&c.replica, &c.definition).is_some())
-        });
-        match known {
-            _ if self.pulls.keys().any(fetched) => {
-                Err(LongWorkRefusal::Conflict(format!("artifact {artifact} is being fetched")))
-            }
-            Some(true) => Ok(()),
-            Some(false) | None => {
-                let message = "it is not known what runs, so nothing is removed now; try again";
-                Err(LongWorkRefusal::Conflict(message.into()))
-            }
+        if self.pulls.keys().any(fetched) {
+            let message = format!("artifact {artifact} is being fetched");
+            return Err(LongWorkRefusal::Conflict(message));
         }
+        match self.knows_all() {
+            true => Ok(()),
+            false => Err(LongWorkRefusal::Busy(UNKNOWN.into())),
+        }
+    }
+
+    /// Whether it is known of all that runs what it is.
+    fn knows_all(&self) -> bool {
+        let known = |c: &Container| self.orders.definition(&c.replica, &c.definition).is_some();
+        self.observed.containers.as_ref().is_some_and(|all| all.values().all(known))
     }
 
     /// The workloads that use an artifact, or may return to it.
     fn users_of(&self, artifact: &ArtifactId) -> Vec<String> {
         let uses = |workload: &&Workload| {
-            workload.software().filter_map(Software::artifact).any(|used| used.id == *artifact)
+            // What is there with another content is of no use to it.
+            let there = self.observed.artifacts.get(artifact).map(|there| &there.digest);
+            let fits = |digest: &Digest| there.is_none_or(|there| there == digest);
+            workload
+                .software()
+                .filter_map(Software::artifact)
+                .any(|used| used.id == *artifact && used.digest.as_ref().is_none_or(fits))
         };
         let held = self.orders.held.iter().map(|held| &held.workload);
         let users = self.orders.workloads().chain(held).filter(uses);
@@ -178,15 +193,24 @@ impl<E: Execute> EventLoop<E> {
     }
 
     fn check_purge(&self, coordinate: &Coordinate) -> Result<(), LongWorkRefusal> {
-        let standing = self.standing();
-        let Some((replica, workload)) = standing.get(coordinate) else { return Ok(()) };
-        let name = &workload.name;
-        let message = match self.history.stopped(name) {
-            _ if self.is_there(replica) => format!("{replica} is still there"),
-            None => format!("{name} is ordered; stop it first: coracle stop {name}"),
-            Some(_) => return Ok(()),
-        };
-        Err(LongWorkRefusal::Conflict(message))
+        if !self.knows_all() {
+            return Err(LongWorkRefusal::Busy(UNKNOWN.into()));
+        }
+        for (replica, workload) in
+            self.all_standing().filter(|(at, ..)| at == coordinate).map(|(_, r, w)| (r, w))
+        {
+            let name = &workload.name;
+            let is_ordered = self.orders.current.workloads.contains_key(name);
+            let message = if self.is_there(&replica) {
+                format!("{replica} is still there")
+            } else if is_ordered && self.history.stopped(name).is_none() {
+                format!("{name} is ordered; stop it first: coracle stop {name}")
+            } else {
+                continue;
+            };
+            return Err(LongWorkRefusal::Conflict(message));
+        }
+        Ok(())
     }
 
     /// Whether anything exists of a replica, or is being done to it.
@@ -196,9 +220,13 @@ impl<E: Execute> EventLoop<E> {
         self.busy.contains_key(replica) || replicas.any(|there| there == replica)
     }
 
-    /// Where services stand: as they are ordered, and as there are still replicas of.
+    /// Where services stand: as there are still replicas of, and as they are ordered.
     fn standing(&self) -> BTreeMap<Coordinate, (ReplicaId, &Workload)> {
-        let mut standing = BTreeMap::new();
+        self.all_standing().map(|(at, replica, workload)| (at, (replica, workload))).collect()
+    }
+
+    fn all_standing(&self) -> impl Iterator<Item = (Coordinate, ReplicaId, &Workload)> {
+        let mut standing = Vec::new();
         let add = |workload: &'_ Workload, index: u32| -> Option<(Coordinate, ReplicaId)> {
             let native = workload.pod.native.as_ref()?;
             let replica = ReplicaId { workload: workload.name.clone(), index };
@@ -208,16 +236,16 @@ impl<E: Execute> EventLoop<E> {
             let replica = &container.replica;
             if let Some(workload) = self.orders.definition(replica, &container.definition) {
                 let at = add(workload, replica.index);
-                standing.extend(at.map(|(at, replica)| (at, (replica, workload))));
+                standing.extend(at.map(|(at, replica)| (at, replica, workload)));
             }
         }
         for workload in self.orders.current.workloads.values() {
             for index in 0..workload.replicas {
                 let at = add(workload, index);
-                standing.extend(at.map(|(at, replica)| (at, (replica, workload))));
+                standing.extend(at.map(|(at, replica)| (at, replica, workload)));
             }
         }
-        standing
+        standing.into_iter()
     }
 
     pub(super) fn on_long_work(&mut self, number: u64, result: Result<String, Failure>) {

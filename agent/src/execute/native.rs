@@ -1,8 +1,9 @@
 //! Native services: their artifacts and runtime directories, put together for the runtime.
 
 use std::collections::BTreeMap;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::{DirBuilder, metadata};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use coracle_core::backoff::Retry;
 use coracle_core::desired::{self, RuntimeSource};
 use coracle_core::image::Digest;
 use coracle_core::plan::Start;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -48,13 +50,15 @@ impl Native {
             config.runtime_dir.clone(),
             config.identity_dir(),
             config.factory.clone(),
-            parent(&config.policy),
+            config.native_prefix().join("runtime"),
+            config.native_prefix().join("downloads"),
             CONTAINERD.into(),
         ];
-        // A directory of that name at the top holds more than what is to be hidden.
-        let hidden = hidden.into_iter().filter(|path| path.components().count() > 2);
-        let hidden: Vec<PathBuf> = hidden.collect();
-        let sockets = [config.api.socket.clone(), config.containerd.address.clone()];
+        let parent = config.policy.parent().filter(|path| path.components().count() > 2);
+        // A directory at the top holds more than what is to be hidden.
+        let hidden: Vec<PathBuf> = hidden.into_iter().chain(parent.map(Path::to_owned)).collect();
+        let sockets =
+            [config.api.socket.clone(), config.containerd.address.clone(), config.policy.clone()];
         let software_dir = config.native_prefix().join("software");
         let runtime_dir = config.runtime_dir.clone();
         Self {
@@ -111,9 +115,14 @@ impl Native {
         };
         let owner = native_owner(start.container.user.as_deref())
             .map_err(|error| refused(format!("its user: {}", super::chain(&error))))?;
-        if owner.0 == 0 && !self.policy.policy.native_root {
+        let policy = &self.policy.policy;
+        if (owner.0 == 0 || owner.1 == 0) && !policy.native_root {
             let message = "the gateway's policy does not allow native services as root";
             return Err(refused(message.into()));
+        }
+        // The policy may be another one than when the order came.
+        if let Some(refusal) = policy.judge_container(&start.container, "").first() {
+            return Err(refused(refusal.message.clone()));
         }
         let artifact_dir = self.artifacts.directory(&artifact.id);
         let files: Vec<_> = native.files.iter().map(|file| prefill(file, &artifact.id)).collect();
@@ -121,6 +130,7 @@ impl Native {
         let runtime_dir = resolved(&self.directories.ensure(&coordinate, owner, &files).await?);
         Ok(NativeRoot {
             artifact: artifact.id.to_string(),
+            root: self.gateway_root()?,
             artifact_dir: resolved(&artifact_dir),
             software_dir: resolved(&self.software_dir),
             runtime_dir,
@@ -181,6 +191,26 @@ impl Native {
         Services { services: all.into_values().collect() }
     }
 
+    /// The gateway's root file system, mounted once more for services: a mount of its own that
+    /// nothing comes into and nothing goes out of. Made when it is first needed.
+    fn gateway_root(&self) -> Result<PathBuf, Failure> {
+        let path = self.runtime_dir.join("root");
+        DirBuilder::new().recursive(true).mode(0o755).create(&path)?;
+        let is = |path: &Path| metadata(path).map(|there| (there.dev(), there.ino()));
+        if is(&path)? != is(Path::new("/"))? {
+            let none = None::<&str>;
+            mount(Some("/"), &path, none, MsFlags::MS_BIND, none).map_err(io::Error::from)?;
+            let private = mount(none, &path, none, MsFlags::MS_PRIVATE, none);
+            let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+            let made = private.and_then(|()| mount(none, &path, none, read_only, none));
+            if let Err(error) = made {
+                umount2(&path, MntFlags::MNT_DETACH).ok();
+                return Err(io::Error::from(error).into());
+            }
+        }
+        Ok(path)
+    }
+
     /// An empty directory that everybody may look into; made when it is first needed.
     fn empty(&self) -> Result<PathBuf, Failure> {
         let path = self.runtime_dir.join("empty");
@@ -196,10 +226,6 @@ impl Native {
 /// Where a path leads; itself if there is nothing.
 fn resolved(path: &Path) -> PathBuf {
     std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
-}
-
-fn parent(path: &Path) -> PathBuf {
-    path.parent().unwrap_or(path).to_owned()
 }
 
 fn describe(there: artifacts::Installed, directory: PathBuf) -> Installed {

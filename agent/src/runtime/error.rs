@@ -147,6 +147,9 @@ pub enum ImageProblem {
     /// Its configuration is not what the OCI image specification says.
     #[error("its configuration is not valid")]
     Config(#[source] serde_json::Error),
+    /// Something of the gateway that it is not to see may be there.
+    #[error("it cannot be told what of the gateway is to be hidden from it")]
+    Hidden(#[source] std::io::Error),
     /// There is nothing to run.
     #[error("it has neither entrypoint nor command; give the container a command")]
     NoCommand,

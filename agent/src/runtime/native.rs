@@ -13,6 +13,7 @@
 //! Places that are made for a service lie in directories that the gateway's root file system has, or
 //! in one that is mounted over one of these: nothing can be made in a read-only one.
 
+use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use containerd_client::types::Mount;
@@ -21,6 +22,7 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
+use super::error::ImageProblem;
 use super::oci::ImageConfig;
 
 /// `nobody`.
@@ -37,6 +39,9 @@ const OWN: [&str; 3] = ["/dev", "/proc", "/sys"];
 pub struct NativeRoot {
     /// Name of the artifact.
     pub artifact: String,
+    /// The gateway's root file system as it is mounted for services alone: what is mounted on the
+    /// gateway later must not come in, and what a service unmounts must not go there.
+    pub root: PathBuf,
     /// Its directory.
     pub artifact_dir: PathBuf,
     /// The directory of all artifacts.
@@ -64,10 +69,10 @@ impl NativeRoot {
     }
 
     /// What containerd is to mount as the root file system.
-    pub(super) fn rootfs() -> Vec<Mount> {
+    pub(super) fn rootfs(&self) -> Vec<Mount> {
         vec![Mount {
             r#type: "bind".into(),
-            source: "/".into(),
+            source: self.root.to_string_lossy().into_owned(),
             options: vec!["bind".into(), "ro".into()],
             ..Mount::default()
         }]
@@ -92,11 +97,14 @@ impl NativeRoot {
     /// be made.
     pub(super) fn has_place(file: &Path) -> bool {
         // What is hidden by a mount on the way, or is a link into one, is not known from here.
-        reach(file) != Reach::Nowhere
+        !matches!(reach(file), Ok(Reach::Nowhere))
     }
 
     /// What is mounted into the root file system, in this order.
-    pub(super) fn mounts(&self) -> Vec<Value> {
+    ///
+    /// # Errors
+    /// It cannot be told whether something that is to be hidden is there.
+    pub(super) fn mounts(&self) -> Result<Vec<Value>, ImageProblem> {
         let tmpfs = |path: &Path, size: &str| {
             let mut options = vec!["nosuid", "nodev", "noexec"];
             options.extend(size.split(','));
@@ -104,9 +112,10 @@ impl NativeRoot {
         };
         let mut mounts: Vec<Value> =
             EMPTY.iter().map(|(path, size)| tmpfs(Path::new(path), size)).collect();
-        let covers = covers(&self.hidden, &[&self.software_dir, &self.runtime_dir], reach);
+        let covers = covers(&self.hidden, &[&self.software_dir, &self.runtime_dir], reach)
+            .map_err(ImageProblem::Hidden)?;
         let bind = |source: &Path, path: &Path, access: &str| {
-            let options = ["bind", access, "nosuid", "nodev"];
+            let options = ["bind", "rprivate", access, "nosuid", "nodev"];
             json!({ "destination": path, "type": "bind", "source": source, "options": options })
         };
         for path in &covers {
@@ -117,7 +126,7 @@ impl NativeRoot {
         }
         mounts.push(bind(&self.software_dir, &self.software_dir, "ro"));
         mounts.push(bind(&self.runtime_dir, &self.runtime_dir, "rw"));
-        mounts
+        Ok(mounts)
     }
 }
 
@@ -134,7 +143,11 @@ enum Reach {
 
 /// Over which directories something empty is mounted: those that are hidden, and those below which
 /// something `needed` would otherwise have no place.
-fn covers(hidden: &[PathBuf], needed: &[&PathBuf], reach: impl Fn(&Path) -> Reach) -> Vec<PathBuf> {
+fn covers(
+    hidden: &[PathBuf],
+    needed: &[&PathBuf],
+    reach: impl Fn(&Path) -> io::Result<Reach>,
+) -> io::Result<Vec<PathBuf>> {
     let mut covers: Vec<PathBuf> = Vec::new();
     let within = |covers: &[PathBuf], path: &Path| {
         let own = EMPTY.iter().map(|(own, _)| own).chain(&OWN).any(|own| path.starts_with(own));
@@ -143,23 +156,21 @@ fn covers(hidden: &[PathBuf], needed: &[&PathBuf], reach: impl Fn(&Path) -> Reac
     let mut hidden: Vec<_> = hidden.iter().collect();
     hidden.sort();
     for path in hidden {
-        if !within(&covers, path) && reach(path) == Reach::There {
+        if !within(&covers, path) && reach(path)? == Reach::There {
             covers.push(path.clone());
         }
     }
     for path in needed {
-        if let (false, Reach::Mounted(at)) = (within(&covers, path), reach(path)) {
+        if let (false, Reach::Mounted(at)) = (within(&covers, path), reach(path)?) {
             covers.push(at);
         }
     }
-    covers
+    Ok(covers)
 }
 
-fn reach(path: &Path) -> Reach {
+fn reach(path: &Path) -> io::Result<Reach> {
     let mut way = PathBuf::from("/");
-    let Ok(root) = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) else {
-        return Reach::Nowhere;
-    };
+    let root = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
     for part in path.components().filter(|part| matches!(part, Component::Normal(_))) {
         way.push(part);
         let how = OpenHow::new()
@@ -167,11 +178,13 @@ fn reach(path: &Path) -> Reach {
             .resolve(ResolveFlag::RESOLVE_NO_XDEV | ResolveFlag::RESOLVE_IN_ROOT);
         match openat2(&root, way.strip_prefix("/").unwrap_or(&way), how) {
             Ok(_) => {}
-            Err(Errno::EXDEV) => return Reach::Mounted(way),
-            Err(_) => return Reach::Nowhere,
+            Err(Errno::EXDEV) => return Ok(Reach::Mounted(way)),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(Reach::Nowhere),
+            // Nothing is taken for hidden that is not known to be.
+            Err(error) => return Err(error.into()),
         }
     }
-    Reach::There
+    Ok(Reach::There)
 }
 
 #[cfg(test)]
@@ -181,13 +194,13 @@ mod tests {
     fn check(hidden: &[&str], needed: &[&str], mounted: &[&str], expected: &[&str]) {
         let reach = |path: &Path| {
             let at = mounted.iter().find(|at| path.starts_with(at));
-            at.map_or(Reach::There, |at| Reach::Mounted(at.into()))
+            Ok(at.map_or(Reach::There, |at| Reach::Mounted(at.into())))
         };
         let hidden: Vec<PathBuf> = hidden.iter().map(PathBuf::from).collect();
         let needed: Vec<PathBuf> = needed.iter().map(PathBuf::from).collect();
         let needed: Vec<&PathBuf> = needed.iter().collect();
         let expected: Vec<PathBuf> = expected.iter().map(PathBuf::from).collect();
-        assert_eq!(covers(&hidden, &needed, reach), expected);
+        assert_eq!(covers(&hidden, &needed, reach).unwrap(), expected);
     }
 
     #[test]
@@ -214,9 +227,9 @@ mod tests {
 
     #[test]
     fn mounts_are_noticed_on_the_way() {
-        assert_eq!(reach(Path::new("/")), Reach::There);
-        assert_eq!(reach(Path::new("/proc/self")), Reach::Mounted("/proc".into()));
-        assert_eq!(reach(Path::new("/nowhere/at/all")), Reach::Nowhere);
+        assert_eq!(reach(Path::new("/")).unwrap(), Reach::There);
+        assert_eq!(reach(Path::new("/proc/self")).unwrap(), Reach::Mounted("/proc".into()));
+        assert_eq!(reach(Path::new("/nowhere/at/all")).unwrap(), Reach::Nowhere);
         assert!(NativeRoot::has_place(Path::new("/proc/self/status")));
         assert!(!NativeRoot::has_place(Path::new("/etc/no-such-file")));
     }
@@ -225,6 +238,7 @@ mod tests {
     fn directories_are_put_into_arguments_and_programs_are_the_artifacts() {
         let root = NativeRoot {
             artifact: "g:n:1".into(),
+            root: "/".into(),
             artifact_dir: "/s/g/n/1".into(),
             software_dir: "/s".into(),
             runtime_dir: "/r/x".into(),

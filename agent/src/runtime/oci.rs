@@ -183,7 +183,7 @@ pub(super) fn spec(parts: Parts<'_>) -> Result<Value, ImageProblem> {
             // Not containerd's own, which is -999: it would be inherited.
             "oomScoreAdj": 0,
         },
-        "mounts": mounts(parts),
+        "mounts": mounts(parts)?,
         "linux": {
             "cgroupsPath": parts.cgroup,
             "namespaces": namespaces(start.pod.network, surroundings, host),
@@ -192,6 +192,9 @@ pub(super) fn spec(parts: Parts<'_>) -> Result<Value, ImageProblem> {
             "readonlyPaths": READONLY,
         },
     });
+    if parts.native.is_some() {
+        spec["linux"]["rootfsPropagation"] = "private".into();
+    }
     if !parts.devices.is_empty() {
         let nodes = parts.devices.iter().map(|device| device.node(ids));
         spec["linux"]["devices"] = nodes.collect();
@@ -229,7 +232,7 @@ fn namespaces(network: Network, surroundings: &Surroundings, host: &Host) -> Vec
     namespaces
 }
 
-fn mounts(parts: Parts<'_>) -> Vec<Value> {
+fn mounts(parts: Parts<'_>) -> Result<Vec<Value>, ImageProblem> {
     let Parts { start, surroundings, host, .. } = parts;
     let network = start.pod.network;
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
@@ -246,7 +249,9 @@ fn mounts(parts: Parts<'_>) -> Vec<Value> {
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
     ];
-    mounts.extend(parts.native.iter().flat_map(|native| native.mounts()));
+    if let Some(native) = parts.native {
+        mounts.extend(native.mounts()?);
+    }
     let own = |file: &'static str, there: bool| {
         (there && network == Network::Host).then(|| Path::new(file))
     };
@@ -270,7 +275,7 @@ fn mounts(parts: Parts<'_>) -> Vec<Value> {
     let mut binds: Vec<_> = surroundings.binds.iter().collect();
     binds.sort_by(|one, other| one.path.cmp(&other.path));
     mounts.extend(binds.into_iter().map(bind));
-    mounts
+    Ok(mounts)
 }
 
 fn bind(bind: &Bind) -> Value {

@@ -23,7 +23,6 @@ use super::container::ContainerdRuntime;
 use super::devices;
 use super::error::{ImageProblem, RuntimeError};
 use super::labels;
-use super::native::NativeRoot;
 use super::oci::{self, ImageConfig, Parts};
 use super::rootfs::Layers;
 use super::seccomp;
@@ -128,7 +127,7 @@ impl ContainerdRuntime {
                 (mounts, ids, None)
             }
             Root::Native(native) => {
-                (NativeRoot::rootfs(), user::of_gateway(user).map_err(problem)?, Some(native))
+                (native.rootfs(), user::of_gateway(user).map_err(problem)?, Some(native))
             }
         };
         let parts = Parts {

@@ -48,6 +48,7 @@ impl Native {
         chown(&runtime_dir, Some(uid), Some(gid)).unwrap();
         let root = NativeRoot {
             artifact: "org.example:gauge:1".into(),
+            root: "/".into(),
             artifact_dir,
             software_dir: software,
             runtime_dir,

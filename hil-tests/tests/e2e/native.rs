@@ -93,6 +93,12 @@ fn real_software_runs_answers_and_writes_only_where_it_may() {
     let artifact = status.workload("counter").unwrap().image.clone();
     assert_eq!(artifact, "org.example:counter:1.0.0");
 
+    // What is mounted on the gateway later does not come in, nor does its end go out.
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", status.pid("pages").unwrap()));
+    let mounts = mounts.unwrap();
+    assert!(mounts.lines().count() > 5 && !mounts.contains(" master:"), "{mounts}");
+    assert!(!mounts.contains(" shared:"), "{mounts}");
+
     // It is restarted as a container is, and finds what it kept.
     assert_eq!(plant.page("count", "1"), "1");
     let pid = status.pid("counter").unwrap();

@@ -439,6 +439,10 @@ fn cases() -> Vec<Case> {
         here("/workloads/3/service/repository", json!("https://me:secret@repo.example"), "invalid-value"),
         here("/workloads/3/service/command/0", json!(""), "invalid-value"),
         here("/workloads/3/service/user", json!("root"), "not-allowed"),
+        here("/workloads/3/service/user", json!("nobody:shadow"), "not-allowed"),
+        here("/workloads/3/service/user", json!("1000:0"), "not-allowed"),
+        here("/workloads/3/service/capabilities", json!({ "add": ["CAP_NET_RAW", "CAP_SETUID"] }), "not-allowed")
+            .with_place("/workloads/3/service/capabilities/add/1"),
         here("/workloads/3/service/mounts/0/path", json!("/etc/state"), "invalid-path"),
         here("/workloads/3/config_template/path", json!("/etc/gauge.json"), "invalid-path"),
         here("/workloads/3/service/files/0", json!({}), "invalid-value"),
