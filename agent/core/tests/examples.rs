@@ -78,8 +78,9 @@ fn every_refusal_code_is_explained() {
 fn every_field_is_explained() {
     let schema: Value = serde_json::from_str(JSON_SCHEMA).unwrap();
     let definitions = schema["$defs"].as_object().unwrap().values();
-    let page = page();
-    let explained = first_cells(&page);
+    let (page, native) = (page(), include_str!("../../../docs/native-services.md"));
+    let mut explained = first_cells(&page);
+    explained.extend(first_cells(native));
     for definition in definitions.chain([&schema]) {
         let fields = definition["properties"].as_object().into_iter().flatten();
         for (field, _) in fields {
