@@ -31,6 +31,7 @@ REQUIRED_DISTRO_FEATURES = "systemd usrmerge"
 #   mark-good    the package coracle-mark-good: the health gate of updates
 #   reference    the package coracle-reference: mounts of an image with a data and a factory partition
 # A cargo feature of the agent gets an option of its name: PACKAGECONFIG[NAME] = "--features NAME,".
+# The feature "schema" is the generator's of the API's document, and gets none.
 PACKAGECONFIG ??= "cni containerd mark-good reference"
 PACKAGECONFIG[cni] = ",,,cni iptables nftables"
 PACKAGECONFIG[containerd] = ",,,virtual-containerd virtual-runc"
