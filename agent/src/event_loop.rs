@@ -13,6 +13,7 @@
 //! | `look` | what exists: lists, exits, containerd coming and going |
 //! | `lead` | what probes say, and where shared ports lead |
 //! | `obey` | orders: judged, stored, acknowledged, put into force |
+//! | `parcels` | what goes to the fleet one at a time, the most important first |
 //! | `tell` | reports, presence, status |
 
 mod act;
@@ -23,18 +24,20 @@ mod local;
 mod look;
 mod obey;
 mod operations;
+mod parcels;
 mod tell;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use coracle_core::artifact::{ArtifactId, Software};
-use coracle_core::history::{History, Now, RecordId};
+use coracle_core::history::{History, Now};
 use coracle_core::name::{ContainerId, ReplicaId};
 use coracle_core::observed::{Busy, Exit, Health as HealthOfContainer, Observed};
 use coracle_core::orders::Orders;
 use coracle_core::plan::Plan;
 use coracle_core::reconcile::reconcile;
+use coracle_core::record::RecordId;
 use coracle_core::report::Conditions;
 use coracle_core::traffic::Traffic;
 use coracle_protocol::presence::Machine;
@@ -204,6 +207,7 @@ pub struct EventLoop<E> {
     local: Local,
     readiness: Readiness,
     telling: tell::Telling,
+    parcels: parcels::Parcels,
 }
 
 #[derive(Debug)]
@@ -275,6 +279,7 @@ impl<E: Execute> EventLoop<E> {
             local: setup.local,
             readiness: setup.readiness,
             telling: tell::Telling::default(),
+            parcels: parcels::Parcels::default(),
         }
     }
 
@@ -364,6 +369,7 @@ impl<E: Execute> EventLoop<E> {
         self.record();
         self.say_leftovers();
         self.tell(now).await;
+        self.send_parcels();
     }
 
     /// How long to wait if nothing happens.

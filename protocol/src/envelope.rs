@@ -8,11 +8,20 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::limits::{MAX_DOCUMENT_BYTES, MAX_ENVELOPE_BYTES, MAX_SIGNATURES};
+use crate::limits::{
+    MAX_COMMAND_BYTES, MAX_DOCUMENT_BYTES, MAX_ENVELOPE_BYTES, MAX_SIGNATURES,
+    MAX_SMALL_ENVELOPE_BYTES,
+};
 use crate::refusal::{Code, Refusal};
 
 /// Media type of a desired state of schema 1.
 pub const DESIRED_PAYLOAD_TYPE: &str = "application/vnd.coracle.desired.v1+json";
+
+/// Media type of a command of schema 1.
+pub const COMMAND_PAYLOAD_TYPE: &str = "application/vnd.coracle.command.v1+json";
+
+/// Media type of a pointer to a large order, of schema 1.
+pub const POINTER_PAYLOAD_TYPE: &str = "application/vnd.coracle.pointer.v1+json";
 
 /// A payload with its type and its signatures. JSON on the wire, binary fields in base64 (RFC 4648).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,30 +58,45 @@ pub struct Signature {
 }
 
 impl Envelope {
-    /// Reads an envelope and checks its sizes, not its signatures.
+    /// Reads the envelope of a desired state and checks its sizes, not its signatures.
     ///
     /// # Errors
     /// One refusal of the document as a whole: too large, malformed, of another payload type, or
     /// without a signature.
     pub fn decode(bytes: &[u8]) -> Result<Self, Refusal> {
-        if bytes.len() > MAX_ENVELOPE_BYTES {
-            return Err(too_large("signed order", bytes.len(), MAX_ENVELOPE_BYTES));
+        Self::decode_of(DESIRED_PAYLOAD_TYPE, bytes)
+    }
+
+    /// The same for a payload of type `payload_type`: a desired state, a command or a pointer.
+    ///
+    /// # Errors
+    /// See [`Envelope::decode`].
+    pub fn decode_of(payload_type: &str, bytes: &[u8]) -> Result<Self, Refusal> {
+        let (what, most, most_inside) = match payload_type {
+            COMMAND_PAYLOAD_TYPE => ("command", MAX_SMALL_ENVELOPE_BYTES, MAX_COMMAND_BYTES),
+            POINTER_PAYLOAD_TYPE => ("pointer", MAX_SMALL_ENVELOPE_BYTES, MAX_COMMAND_BYTES),
+            _ => ("order", MAX_ENVELOPE_BYTES, MAX_DOCUMENT_BYTES),
+        };
+        if bytes.len() > most {
+            return Err(too_large(&format!("signed {what}"), bytes.len(), most));
         }
         let envelope: Self = serde_json::from_slice(bytes).map_err(|error| {
-            Refusal::whole(Code::MALFORMED, format!("not a signed order (DSSE envelope): {error}"))
+            let message = format!("not a signed {what} (DSSE envelope): {error}");
+            Refusal::whole(Code::MALFORMED, message)
         })?;
-        if envelope.payload_type != DESIRED_PAYLOAD_TYPE {
+        if envelope.payload_type != payload_type {
             let found: String = envelope.payload_type.chars().take(80).collect();
             return Err(Refusal::whole(
                 Code::WRONG_PAYLOAD_TYPE,
-                format!("payload type is {found:?}; expected {DESIRED_PAYLOAD_TYPE:?}"),
+                format!("payload type is {found:?}; expected {payload_type:?}"),
             ));
         }
-        if envelope.payload.len() > MAX_DOCUMENT_BYTES {
-            return Err(too_large("desired state", envelope.payload.len(), MAX_DOCUMENT_BYTES));
+        if envelope.payload.len() > most_inside {
+            let inside = if what == "order" { "desired state" } else { what };
+            return Err(too_large(inside, envelope.payload.len(), most_inside));
         }
         match envelope.signatures.len() {
-            0 => Err(Refusal::whole(Code::UNSIGNED, "the order carries no signature")),
+            0 => Err(Refusal::whole(Code::UNSIGNED, format!("the {what} carries no signature"))),
             n if n > MAX_SIGNATURES => Err(Refusal::whole(
                 Code::TOO_MANY,
                 format!("{n} signatures; at most {MAX_SIGNATURES} are allowed"),

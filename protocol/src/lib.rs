@@ -7,16 +7,23 @@
 //! Inside one schema major version changes are additive only: unknown fields are tolerated on the
 //! wire, so that old agents and new fleets can live together for years.
 
+pub mod command;
 pub mod desired;
 pub mod envelope;
+pub mod event;
 pub mod id;
 pub mod limits;
+pub mod piece;
+pub mod pointer;
 pub mod presence;
+pub mod receipt;
 pub mod refusal;
 pub mod reported;
+pub mod request;
 pub mod time;
 pub mod topic;
 
+pub use command::{Command, CommandId, CommandResult, CommandState};
 pub use desired::DesiredState;
 pub use envelope::Envelope;
 pub use id::GatewayId;

@@ -43,3 +43,36 @@ pub const MAX_GENERATION: u64 = (1 << 53) - 1;
 
 /// Most replicas of all workloads together on one gateway.
 pub const MAX_TOTAL_REPLICAS: u32 = 256;
+
+/// Largest envelope of a command or a pointer, in bytes.
+pub const MAX_SMALL_ENVELOPE_BYTES: usize = 8 * 1024;
+
+/// Largest command or pointer inside an envelope, in bytes.
+pub const MAX_COMMAND_BYTES: usize = 4 * 1024;
+
+/// Longest that a command may wait for its beginning, in seconds: 30 days.
+pub const MAX_COMMAND_WAIT_SECONDS: u64 = 30 * 24 * 60 * 60;
+
+/// Longest lease of a command that goes on until it ends, in seconds.
+pub const MAX_LEASE_SECONDS: u32 = 600;
+
+/// Largest result of a command, in bytes of JSON. What is larger is output.
+pub const MAX_RESULT_BYTES: usize = 2 * 1024;
+
+/// Largest output of a command, in bytes before compression.
+pub const MAX_OUTPUT_BYTES: usize = 16 * 1024 * 1024;
+
+/// Most bytes of content in one piece of output, or of a large order.
+pub const MAX_PIECE_BYTES: usize = 48 * 1024;
+
+/// Longest correlation data (MQTT 5.0 section 3.3.2.3.6) that is given back, in bytes.
+pub const MAX_CORRELATION_BYTES: usize = 128;
+
+/// Most events in one packet.
+pub const MAX_EVENTS: usize = 64;
+
+/// Largest signed order that a pointer may lead to, in bytes.
+pub const MAX_LARGE_ENVELOPE_BYTES: usize = 1024 * 1024;
+
+/// Most places that a pointer may name.
+pub const MAX_SOURCES: usize = 8;

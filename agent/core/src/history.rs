@@ -15,6 +15,7 @@ use crate::backoff::{self, Retry};
 use crate::desired::{DefinitionHash, Desired, RestartPolicy, Workload};
 use crate::name::{ContainerId, ReplicaId, WorkloadName};
 use crate::observed::{Container, Exit, Observed, Task};
+use crate::record::{Record, RecordId};
 
 /// Longest message of a failure that is kept, in characters.
 const MAX_MESSAGE: usize = 300;
@@ -100,24 +101,6 @@ pub struct Stopped {
     pub drained: bool,
     /// When, in seconds since the Unix epoch by the wall clock.
     pub since: u64,
-}
-
-/// Of what the store keeps a record.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RecordId {
-    /// Of a container.
-    Container(ContainerId),
-    /// Of a workload.
-    Workload(WorkloadName),
-}
-
-/// A record that the store keeps.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Record {
-    /// Of a container.
-    Container(ContainerRecord),
-    /// Of a workload.
-    Workload(WorkloadRecord),
 }
 
 /// What is known of one container.
@@ -533,6 +516,8 @@ impl History {
                 self.containers.get(id).map(|known| Record::Container(known.record.clone()))
             }
             RecordId::Workload(name) => self.workloads.get(name).cloned().map(Record::Workload),
+            // Not of a history, and never among its changes.
+            _ => None,
         };
         changed.iter().map(|id| (id.clone(), record(id))).collect()
     }

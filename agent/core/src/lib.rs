@@ -5,7 +5,10 @@
 //! are data in the plan.
 
 pub mod artifact;
+pub mod backlog;
 pub mod backoff;
+pub mod budget;
+pub mod command;
 pub mod desired;
 pub mod digest;
 pub mod facts;
@@ -20,6 +23,7 @@ pub mod plan;
 pub mod policy;
 pub mod probe;
 pub mod reconcile;
+pub mod record;
 #[cfg(test)]
 mod refused;
 pub mod report;

@@ -2,10 +2,10 @@
 
 use coracle_core::artifact::Software;
 use coracle_core::desired::Workload;
-use coracle_core::history::RecordId;
 use coracle_core::name::{ContainerId, ReplicaId};
 use coracle_core::observed::{Busy, Container, Pod, Task};
 use coracle_core::plan::{Action, Adjust, Refresh, Start, Why};
+use coracle_core::record::RecordId;
 use tokio::sync::watch;
 
 use super::{Done, EventLoop, Pull, STORE_AGAIN};

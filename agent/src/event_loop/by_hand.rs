@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use coracle_core::history::{Record, RecordId, Stopped};
+use coracle_core::history::Stopped;
 use coracle_core::name::{ReplicaId, WorkloadName};
+use coracle_core::record::{Record, RecordId};
 
 use super::EventLoop;
 use crate::execute::{Execute, chain};

@@ -178,7 +178,8 @@ impl<E: Execute> EventLoop<E> {
             LinkEvent::Desired { envelope, token } => {
                 self.receive(envelope, Some(token)).await;
             }
-            LinkEvent::Connected { .. } => {
+            LinkEvent::Connected { packet_limit, .. } => {
+                self.parcels_connected(packet_limit);
                 let broker = self.broker();
                 self.happened(now, "link-up", None, format!("connected to {broker}"));
                 let message = format!("connected to {broker}");
@@ -186,6 +187,7 @@ impl<E: Execute> EventLoop<E> {
                 self.set_link(true, None, None);
             }
             LinkEvent::Disconnected { reason, retry_in } => {
+                self.parcels_disconnected();
                 let known = self.link_status.as_ref().and_then(|link| link.reason.clone());
                 if known.as_ref() != Some(&reason) {
                     let message = format!("no link to {}: {reason}", self.broker());
@@ -195,6 +197,8 @@ impl<E: Execute> EventLoop<E> {
                 let wall = Timestamp::from_unix(now.wall.as_secs());
                 self.set_link(false, Some(reason), Some(wall.after(retry_in)));
             }
+            LinkEvent::Parcel { ticket, delivery } => self.on_parcel(ticket, &delivery),
+            LinkEvent::Command { .. } | LinkEvent::Receipt(_) | LinkEvent::Chunk(_) => {}
             LinkEvent::NotPublished { document, reason } => {
                 let message = format!("{document:?} could not be published: {reason}");
                 self.happened(now, "not-published", None, message);

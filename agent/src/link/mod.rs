@@ -1,7 +1,7 @@
 //! The link to the cloud: MQTT 5 over TLS with a client certificate.
 //!
-//! In: the newest presence and reported state (through [`LinkHandle`]), and messages on the
-//! gateway's `desired` topic. Out: [`LinkEvent`]s, which must be read all the time. One task runs
+//! In: the newest presence and reported state and [`Parcel`]s (through [`LinkHandle`]), and messages
+//! on the gateway's topics. Out: [`LinkEvent`]s, which must be read all the time. One task runs
 //! [`Link::run`], for ever: whatever is wrong with files, network or broker is an event and is
 //! tried again.
 //!
@@ -31,7 +31,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_protocol::{GatewayId, Topic, topic::Kind};
+use coracle_protocol::topic::{Kind, ReplyWord};
+use coracle_protocol::{GatewayId, Topic};
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
@@ -40,11 +41,14 @@ use delay::{STABLE, jitter, retry_delay};
 use error::LinkError;
 use files::Files;
 pub use files::check_files;
-pub use outbox::Document;
+pub use outbox::{Delivery, Document, Parcel};
 use outbox::{Outbox, Value};
 
 /// Events that wait to be read before the link waits too.
 const EVENTS: usize = 8;
+
+/// Parcels that wait to be published.
+const PARCELS: usize = 4;
 
 /// Acknowledgements that wait to be sent: more than the broker lets us owe.
 const ACKNOWLEDGEMENTS: usize = 64;
@@ -56,6 +60,8 @@ pub enum LinkEvent {
     Connected {
         /// Whether it still knew of the last one's subscription and unacknowledged messages.
         session_present: bool,
+        /// Largest packet that the broker takes and that we send, in bytes.
+        packet_limit: usize,
     },
     /// There is no connection: an attempt failed, or the connection was lost.
     Disconnected {
@@ -71,6 +77,28 @@ pub enum LinkEvent {
         envelope: Vec<u8>,
         /// What it is acknowledged with.
         token: AckToken,
+    },
+    /// A message on the gateway's `commands` topic. To be acknowledged like an order.
+    Command {
+        /// The payload, as received.
+        envelope: Vec<u8>,
+        /// Where it asks for its results.
+        reply: Option<ReplyWord>,
+        /// What it asks to have back with them, at most 128 bytes.
+        correlation: Vec<u8>,
+        /// What it is acknowledged with.
+        token: AckToken,
+    },
+    /// A message on the gateway's `receipts` topic. It is acknowledged already.
+    Receipt(Vec<u8>),
+    /// A message on the gateway's `chunks` topic. It is acknowledged already.
+    Chunk(Vec<u8>),
+    /// What became of a parcel.
+    Parcel {
+        /// Which one.
+        ticket: u64,
+        /// What became of it.
+        delivery: Delivery,
     },
     /// A document could not be published. Its next value is tried, and this one on the next
     /// connection.
@@ -95,9 +123,18 @@ pub struct LinkHandle {
     acknowledgements: mpsc::Sender<AckToken>,
     presence: Arc<watch::Sender<Value>>,
     reported: Arc<watch::Sender<Value>>,
+    parcels: mpsc::Sender<Parcel>,
 }
 
 impl LinkHandle {
+    /// Publishes a parcel. Gives it back where as many wait as may.
+    ///
+    /// # Errors
+    /// The parcel, which was not taken.
+    pub fn send(&self, parcel: Parcel) -> Result<(), Parcel> {
+        self.parcels.try_send(parcel).map_err(mpsc::error::TrySendError::into_inner)
+    }
+
     /// Acknowledges a message, so that the broker does not deliver it again. Void if the
     /// connection that it came by is gone.
     pub fn acknowledge(&self, token: AckToken) {
@@ -156,12 +193,13 @@ impl Link {
         let (ack_sender, ack_receiver) = mpsc::channel(ACKNOWLEDGEMENTS);
         let (presence_sender, presence) = watch::channel(None);
         let (reported_sender, reported) = watch::channel(None);
+        let (parcel_sender, parcels) = mpsc::channel(PARCELS);
         let link = Link {
             files: Files::new(config.ca.clone(), config.cert.clone(), config.key.clone()),
             config,
             gateway,
             offline,
-            outbox: Outbox::new(presence, reported),
+            outbox: Outbox::new(presence, reported, parcels),
             acknowledgements: ack_receiver,
             events: event_sender,
             connections: 0,
@@ -170,6 +208,7 @@ impl Link {
             acknowledgements: ack_sender,
             presence: Arc::new(presence_sender),
             reported: Arc::new(reported_sender),
+            parcels: parcel_sender,
         };
         (link, handle, event_receiver)
     }
@@ -202,10 +241,13 @@ impl Link {
                 warn!(reason, retry_in_ms, failures, "no link to the broker");
                 last_reason.clone_from(&reason);
             }
-            let event = LinkEvent::Disconnected { reason, retry_in };
-            tokio::select! {
-                () = shutdown.as_mut() => return,
-                sent = self.events.send(event) => if sent.is_err() { return },
+            let lost = self.outbox.disconnected().into_iter();
+            let lost = lost.map(|ticket| LinkEvent::Parcel { ticket, delivery: Delivery::Lost });
+            for event in lost.chain([LinkEvent::Disconnected { reason, retry_in }]) {
+                tokio::select! {
+                    () = shutdown.as_mut() => return,
+                    sent = self.events.send(event) => if sent.is_err() { return },
+                }
             }
             tokio::select! {
                 () = shutdown.as_mut() => return,
@@ -214,13 +256,18 @@ impl Link {
         }
     }
 
-    /// Lets the time go by; acknowledgements are void meanwhile.
+    /// Lets the time go by; acknowledgements are void meanwhile, and parcels are lost.
     async fn wait(&mut self, duration: Duration) {
         let mut sleep = pin!(tokio::time::sleep(duration));
         loop {
-            tokio::select! {
+            let ticket = tokio::select! {
                 () = sleep.as_mut() => return,
-                Some(_) = self.acknowledgements.recv() => {}
+                Some(_) = self.acknowledgements.recv() => continue,
+                ticket = self.outbox.undeliverable() => ticket,
+            };
+            let lost = LinkEvent::Parcel { ticket, delivery: Delivery::Lost };
+            if self.events.send(lost).await.is_err() {
+                return;
             }
         }
     }
@@ -231,7 +278,7 @@ impl Link {
             Err(error) => return End::Lost { error: error.into(), lasted: Duration::ZERO },
         };
         self.connections += 1;
-        let desired = self.topic(Kind::Desired);
+        let topics = self.subscriptions();
         let (sender, mut connection) = mqtt::connect(
             mqtt::Parameters {
                 host: &self.config.host,
@@ -243,9 +290,13 @@ impl Link {
                 will_topic: self.topic(Kind::Status),
                 will: &self.offline,
             },
-            &desired,
+            topics,
         );
         self.serve(&sender, &mut connection, shutdown).await
+    }
+
+    fn subscriptions(&self) -> Vec<String> {
+        Kind::TO_GATEWAY.into_iter().map(|kind| self.topic(kind)).collect()
     }
 
     fn topic(&self, kind: Kind) -> String {

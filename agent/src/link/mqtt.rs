@@ -17,10 +17,11 @@ use std::time::Duration;
 use coracle_protocol::limits::MAX_PACKET_BYTES;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, ConnectProperties, LastWill, Packet, PubAckReason, Publish, SubscribeReasonCode,
+    ConnAck, ConnectProperties, Filter, LastWill, Packet, PubAckReason, Publish, PublishProperties,
+    SubscribeReasonCode,
 };
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
-use rumqttc::{Outgoing, TlsConfiguration, Transport};
+use rumqttc::{TlsConfiguration, Transport};
 use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 
@@ -61,8 +62,8 @@ pub(super) enum Incoming {
     Connected { session_present: bool, limits: Limits },
     /// The subscription stands.
     Subscribed,
-    /// A message; `packet` is 0 where no acknowledgement is owed.
-    Message { topic: String, payload: Vec<u8>, packet: u16 },
+    /// A message.
+    Message(Message),
     /// The oldest publish was acknowledged.
     Published,
     /// The oldest publish was refused.
@@ -71,11 +72,34 @@ pub(super) enum Incoming {
     Left,
 }
 
+/// A message from the broker.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) topic: String,
+    pub(super) payload: Vec<u8>,
+    /// 0 where no acknowledgement is owed.
+    pub(super) packet: u16,
+    pub(super) response_topic: Option<String>,
+    pub(super) correlation: Vec<u8>,
+}
+
+/// A message to the broker.
+#[derive(Debug)]
+pub(super) struct Outgoing<'a> {
+    pub(super) topic: &'a str,
+    pub(super) payload: &'a [u8],
+    pub(super) retain: bool,
+    /// The broker is to acknowledge it.
+    pub(super) acknowledged: bool,
+    /// Given back to who asked for it; may be empty.
+    pub(super) correlation: &'a [u8],
+}
+
 /// What the broker takes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Largest packet, in bytes.
-    packet: usize,
+    pub(super) packet: usize,
     retain: bool,
 }
 
@@ -107,27 +131,42 @@ pub(super) struct PacketTooLarge {
 }
 
 impl Sender {
-    /// Asks for messages on `topic`, the retained one first.
-    pub(super) fn subscribe(&self, topic: &str) -> Result<(), LinkError> {
-        self.client.try_subscribe(topic, QoS::AtLeastOnce).map_err(|_| queue_full())
+    /// Asks for messages on `topics`, the retained ones first.
+    pub(super) fn subscribe(&self, topics: &[String]) -> Result<(), LinkError> {
+        let filter = |topic: &String| Filter::new(topic.clone(), QoS::AtLeastOnce);
+        self.client.try_subscribe_many(topics.iter().map(filter)).map_err(|_| queue_full())
     }
 
-    /// Publishes a retained message with QoS 1, unless it is larger than the broker takes.
+    /// Publishes a message, unless it is larger than the broker takes.
     pub(super) fn publish(
         &self,
-        topic: &str,
-        payload: &[u8],
+        message: &Outgoing<'_>,
         limits: Limits,
     ) -> Result<Result<(), PacketTooLarge>, LinkError> {
-        let mut packet = Publish::new(topic, QoS::AtLeastOnce, payload.to_vec(), None);
+        let Outgoing { topic, payload, retain, acknowledged, correlation } = *message;
+        let qos = if acknowledged { QoS::AtLeastOnce } else { QoS::AtMostOnce };
+        let properties = (!correlation.is_empty()).then(|| PublishProperties {
+            correlation_data: Some(correlation.to_vec().into()),
+            ..PublishProperties::default()
+        });
+        let mut packet = Publish::new(topic, qos, payload.to_vec(), properties);
         packet.pkid = 1;
         let (size, limit) = (packet.size(), limits.packet);
         if size > limit {
             return Ok(Err(PacketTooLarge { size, limit }));
         }
-        self.client
-            .try_publish(topic, QoS::AtLeastOnce, limits.retain, packet.payload)
-            .map_err(|_| queue_full())?;
+        let retain = retain && limits.retain;
+        let queued = match packet.properties {
+            Some(properties) => self.client.try_publish_with_properties(
+                topic,
+                qos,
+                retain,
+                packet.payload,
+                properties,
+            ),
+            None => self.client.try_publish(topic, qos, retain, packet.payload),
+        };
+        queued.map_err(|_| queue_full())?;
         Ok(Ok(()))
     }
 
@@ -156,15 +195,15 @@ fn queue_full() -> LinkError {
 pub(super) struct Connection {
     eventloop: EventLoop,
     broker: String,
-    topic: String,
+    topics: Vec<String>,
     keep_alive: Duration,
     /// When the broker was last heard; none before it has accepted the connection.
     heard: Option<Instant>,
     started: Instant,
 }
 
-/// A connection that [`Connection::next`] makes and keeps; `topic` is what will be subscribed to.
-pub(super) fn connect(parameters: Parameters<'_>, topic: &str) -> (Sender, Connection) {
+/// A connection that [`Connection::next`] makes and keeps; `topics` are what will be subscribed to.
+pub(super) fn connect(parameters: Parameters<'_>, topics: Vec<String>) -> (Sender, Connection) {
     let Parameters { host, port, client_id, tls, keep_alive, will_topic, will, .. } = parameters;
     let keep_alive = keep_alive.max(LEAST_KEEP_ALIVE);
     let mut properties = ConnectProperties::new();
@@ -190,7 +229,7 @@ pub(super) fn connect(parameters: Parameters<'_>, topic: &str) -> (Sender, Conne
     let connection = Connection {
         eventloop,
         broker: format!("{host}:{port}"),
-        topic: topic.into(),
+        topics,
         keep_alive,
         heard: None,
         started: runtime_now(),
@@ -227,8 +266,8 @@ impl Connection {
                         return Ok(incoming);
                     }
                 }
-                Event::Outgoing(Outgoing::Disconnect) => return Ok(Incoming::Left),
-                Event::Outgoing(Outgoing::AwaitAck(_)) => {
+                Event::Outgoing(rumqttc::Outgoing::Disconnect) => return Ok(Incoming::Left),
+                Event::Outgoing(rumqttc::Outgoing::AwaitAck(_)) => {
                     return Err(LinkError::Protocol("packet ids collide".into()));
                 }
                 Event::Outgoing(_) => {}
@@ -243,18 +282,28 @@ impl Connection {
                 self.settle_keep_alive();
                 Incoming::Connected { session_present: connack.session_present, limits }
             }
-            Packet::SubAck(suback) => match suback.return_codes.as_slice() {
-                [SubscribeReasonCode::Success(_)] => Incoming::Subscribed,
-                codes => {
-                    let reason = format!("{codes:?}");
-                    return Err(LinkError::NotSubscribed { topic: self.topic.clone(), reason });
+            Packet::SubAck(suback) => {
+                let good = |code| matches!(code, Some(SubscribeReasonCode::Success(_)));
+                let codes = &suback.return_codes;
+                for (at, topic) in self.topics.iter().enumerate() {
+                    let code = codes.get(at).copied();
+                    if !good(code) {
+                        let reason = format!("{code:?}");
+                        return Err(LinkError::NotSubscribed { topic: topic.clone(), reason });
+                    }
                 }
-            },
-            Packet::Publish(publish) => Incoming::Message {
-                topic: String::from_utf8_lossy(&publish.topic).into_owned(),
-                payload: publish.payload.into(),
-                packet: publish.pkid,
-            },
+                Incoming::Subscribed
+            }
+            Packet::Publish(publish) => {
+                let properties = publish.properties.unwrap_or_default();
+                Incoming::Message(Message {
+                    topic: String::from_utf8_lossy(&publish.topic).into_owned(),
+                    payload: publish.payload.into(),
+                    packet: publish.pkid,
+                    response_topic: properties.response_topic,
+                    correlation: properties.correlation_data.unwrap_or_default().into(),
+                })
+            }
             Packet::PubAck(puback) => match puback.reason {
                 PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Incoming::Published,
                 reason => Incoming::PublishRefused { reason: format!("{reason:?}") },

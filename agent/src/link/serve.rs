@@ -4,13 +4,16 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::time::Duration;
 
-use coracle_protocol::topic::Kind;
+use coracle_protocol::Topic;
+use coracle_protocol::limits::MAX_CORRELATION_BYTES;
+use coracle_protocol::topic::{Kind, ReplyWord};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::error::LinkError;
-use super::mqtt::{Connection, Incoming, Limits, Sender};
-use super::{AckToken, Document, End, Link, LinkEvent};
+use super::mqtt::{Connection, Incoming, Limits, Message, Outgoing, Sender};
+use super::outbox::{Flying, Next};
+use super::{AckToken, Delivery, Document, End, Link, LinkEvent};
 use crate::clock::runtime_now;
 
 /// For the last publish and the farewell together.
@@ -119,9 +122,10 @@ impl Link {
                 self.outbox.connected(session_present);
                 service.connected = Some(runtime_now());
                 service.stage = Stage::Subscribing(limits);
-                service.sender.subscribe(&self.topic(Kind::Desired))?;
+                service.sender.subscribe(&self.subscriptions())?;
                 service.asked = Some(runtime_now());
-                self.emit(LinkEvent::Connected { session_present }, service).await
+                let packet_limit = limits.packet;
+                self.emit(LinkEvent::Connected { session_present, packet_limit }, service).await
             }
             Incoming::Subscribed => {
                 service.asked = None;
@@ -130,13 +134,10 @@ impl Link {
                 }
                 Ok(())
             }
-            Incoming::Message { topic, payload, packet } => {
-                self.deliver(&topic, payload, packet, service).await
-            }
+            Incoming::Message(message) => self.deliver(message, service).await,
             Incoming::Published => {
                 service.asked = None;
-                self.outbox.acknowledged();
-                Ok(())
+                self.published(service).await
             }
             Incoming::PublishRefused { reason } => {
                 service.asked = None;
@@ -149,23 +150,42 @@ impl Link {
 
     async fn deliver(
         &mut self,
-        topic: &str,
-        envelope: Vec<u8>,
-        packet: u16,
+        message: Message,
         service: &mut Service<'_>,
     ) -> Result<(), Interrupt> {
-        let bytes = envelope.len();
-        if topic != self.topic(Kind::Desired) {
-            warn!(bytes, "a message on a topic that was not subscribed to was dropped");
-            return Ok(service.sender.acknowledge(packet)?);
-        }
-        if envelope.is_empty() {
-            info!("the retained order was removed from the broker; the accepted one stays");
-            return Ok(service.sender.acknowledge(packet)?);
-        }
-        debug!(bytes, "an order arrived");
+        let Message { topic, payload, packet, response_topic, mut correlation } = message;
+        let bytes = payload.len();
+        let topic = topic.parse::<Topic>().ok().filter(|topic| topic.gateway == self.gateway);
+        let kind = topic.map(|topic| topic.kind).filter(|kind| Kind::TO_GATEWAY.contains(kind));
         let token = AckToken { connection: self.connections, packet };
-        self.emit(LinkEvent::Desired { envelope, token }, service).await
+        let event = match kind {
+            None => {
+                warn!(bytes, "a message on a topic that was not subscribed to was dropped");
+                return Ok(service.sender.acknowledge(packet)?);
+            }
+            Some(Kind::Desired) if payload.is_empty() => {
+                info!("the retained order was removed from the broker; the accepted one stays");
+                return Ok(service.sender.acknowledge(packet)?);
+            }
+            Some(Kind::Desired) => LinkEvent::Desired { envelope: payload, token },
+            Some(Kind::Commands) => {
+                let gateway = self.gateway;
+                let reply = response_topic.and_then(|t| ReplyWord::of_response_topic(&t, gateway));
+                if correlation.len() > MAX_CORRELATION_BYTES {
+                    correlation = Vec::new();
+                }
+                LinkEvent::Command { envelope: payload, reply, correlation, token }
+            }
+            Some(kind) => {
+                service.sender.acknowledge(packet)?;
+                match kind {
+                    Kind::Receipts => LinkEvent::Receipt(payload),
+                    _ => LinkEvent::Chunk(payload),
+                }
+            }
+        };
+        debug!(bytes, ?kind, "a message arrived");
+        self.emit(event, service).await
     }
 
     fn acknowledge(&self, token: &AckToken, sender: &Sender) -> Result<(), LinkError> {
@@ -175,15 +195,43 @@ impl Link {
         sender.acknowledge(token.packet)
     }
 
-    /// Queues the document whose turn it is, if there is one and none is in flight.
+    /// Queues what is next, if there is anything and nothing is in flight.
     async fn publish_due(
         &mut self,
         limits: Limits,
         service: &mut Service<'_>,
     ) -> Result<(), Interrupt> {
-        while let Some((document, value)) = self.outbox.take_next() {
-            let topic = self.topic(document.kind());
-            match service.sender.publish(&topic, &value, limits)? {
+        while let Some(next) = self.outbox.take_next() {
+            let queued = match &next {
+                Next::Document(document, value) => {
+                    let topic = self.topic(document.kind());
+                    let message = Outgoing {
+                        topic: &topic,
+                        payload: value,
+                        retain: true,
+                        acknowledged: true,
+                        correlation: &[],
+                    };
+                    service.sender.publish(&message, limits)?
+                }
+                Next::Parcel(parcel) => {
+                    let topic = match &parcel.reply {
+                        Some(word) => word.topic(self.gateway),
+                        None => self.topic(parcel.kind),
+                    };
+                    let message = Outgoing {
+                        topic: &topic,
+                        payload: &parcel.payload,
+                        retain: false,
+                        acknowledged: parcel.acknowledged,
+                        correlation: &parcel.correlation,
+                    };
+                    service.sender.publish(&message, limits)?
+                }
+            };
+            let unacknowledged = matches!(&next, Next::Parcel(parcel) if !parcel.acknowledged);
+            match queued {
+                Ok(()) if unacknowledged => self.published(service).await?,
                 Ok(()) => service.asked = Some(runtime_now()),
                 Err(too_large) => self.not_published(too_large.to_string(), service).await?,
             }
@@ -191,14 +239,31 @@ impl Link {
         Ok(())
     }
 
+    async fn published(&mut self, service: &mut Service<'_>) -> Result<(), Interrupt> {
+        match self.outbox.acknowledged() {
+            Some(Flying::Parcel(ticket)) => {
+                self.emit(LinkEvent::Parcel { ticket, delivery: Delivery::Done }, service).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn not_published(
         &mut self,
         reason: String,
         service: &mut Service<'_>,
     ) -> Result<(), Interrupt> {
-        let Some(document) = self.outbox.refused() else { return Ok(()) };
-        warn!(?document, reason, "a document was not published");
-        self.emit(LinkEvent::NotPublished { document, reason }, service).await
+        let event = match self.outbox.refused() {
+            None => return Ok(()),
+            Some(Flying::Document(document)) => {
+                warn!(?document, reason, "a document was not published");
+                LinkEvent::NotPublished { document, reason }
+            }
+            Some(Flying::Parcel(ticket)) => {
+                LinkEvent::Parcel { ticket, delivery: Delivery::Refused(reason) }
+            }
+        };
+        self.emit(event, service).await
     }
 
     /// Waits for room; nobody reading any more is the end of the agent.
@@ -221,7 +286,14 @@ impl Link {
         }
         let mut unanswered = usize::from(self.outbox.is_in_flight());
         let status = self.topic(Document::Presence.kind());
-        match sender.publish(&status, &self.offline, limits)? {
+        let farewell = Outgoing {
+            topic: &status,
+            payload: &self.offline,
+            retain: true,
+            acknowledged: true,
+            correlation: &[],
+        };
+        match sender.publish(&farewell, limits)? {
             Ok(()) => unanswered += 1,
             Err(too_large) => warn!(reason = %too_large, "cannot publish being offline"),
         }

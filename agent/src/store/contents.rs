@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use coracle_core::history::{ContainerRecord, WorkloadRecord};
 use coracle_core::name::{ContainerId, WorkloadName};
 
-use super::StoredOrder;
 use super::lmdb::{Env, records};
 use super::records::{
-    KEY_CURRENT, KEY_GENERATION, KEY_PREVIOUS, KEY_SCHEMA, KEY_SEQUENCE, Named, SequenceRecord,
-    decode_named, decode_order, unframe, verified,
+    KEY_BACKLOG, KEY_COMMANDS, KEY_CURRENT, KEY_GENERATION, KEY_PREVIOUS, KEY_SCHEMA, KEY_SEQUENCE,
+    KEY_USAGE, Named, SequenceRecord, decode_named, decode_order, unframe, verified,
 };
 use super::schema::{SCHEMA, version};
+use super::{StoredOrder, Talk};
 
 /// Everything that the records say.
 #[derive(Debug, Default)]
@@ -24,6 +24,7 @@ pub(super) struct Contents {
     pub(super) highest_generation: u64,
     pub(super) histories: BTreeMap<ContainerId, ContainerRecord>,
     pub(super) workloads: BTreeMap<WorkloadName, WorkloadRecord>,
+    pub(super) talk: Talk,
 }
 
 /// Reads every record of the version [`SCHEMA`]; the error says what is wrong with which.
@@ -38,12 +39,17 @@ pub(super) fn load(env: &Env) -> Result<Contents, String> {
             KEY_SEQUENCE => {
                 unframe::<SequenceRecord>(key, value)?;
             }
+            KEY_COMMANDS => contents.talk.all_commands = unframe(key, value)?,
+            KEY_BACKLOG => contents.talk.backlog = Some(unframe(key, value)?),
+            KEY_USAGE => contents.talk.usage = Some(unframe(key, value)?),
             KEY_CURRENT => contents.current = Some(decode_order(key, value)?),
             KEY_PREVIOUS => contents.previous = Some(decode_order(key, value)?),
             _ => match decode_named(key, value)? {
                 Named::Kept(order) => contents.kept.push(order),
                 Named::History(id, record) => drop(contents.histories.insert(id, record)),
                 Named::Workload(name, record) => drop(contents.workloads.insert(name, record)),
+                Named::Command(id, record) => drop(contents.talk.commands.insert(id, record)),
+                Named::Event(at, record) => drop(contents.talk.events.insert(at, record)),
             },
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
-use coracle_core::history::{Record, RecordId};
+use coracle_core::record::{Record, RecordId};
 use tokio::sync::{mpsc, oneshot};
 
 use super::check::CheckOutcome;
@@ -64,6 +64,7 @@ impl Store {
             highest_generation: contents.highest_generation,
             histories: contents.histories,
             workloads: contents.workloads,
+            talk: contents.talk,
             candidates,
             unwritable,
             trouble: site.take_trouble(),
@@ -92,7 +93,7 @@ impl Store {
         self.ask(|reply| Request::Accept { order, keep, reply }).await
     }
 
-    /// Stores records of containers and workloads in one transaction, `None` removing one. Durable
+    /// Stores records in one transaction, `None` removing one. Durable
     /// when it returns; records that do not change cost nothing.
     ///
     /// # Errors

@@ -39,7 +39,8 @@ pub(super) fn histories_of_containers(
     Ok(())
 }
 
-/// Workloads got records, and orders are kept: there are none yet. The version rises so that an agent
+/// Workloads got records, and orders are kept (3); commands, events and the link's use have records (4).
+/// There are none yet. The version rises so that an agent
 /// that does not know them says so, instead of taking them for damage.
 pub(super) fn only_new_kinds_of_records(
     _records: &Records<'_>,

@@ -23,6 +23,11 @@
 //! | `order/kept/GENERATION` | older orders that are still needed: the last good definition of a workload is in them | 8 of 127 KiB |
 //! | `history/CONTAINER` | attempts and outcomes of a container | 20,000 of 512 bytes |
 //! | `workload/NAME` | a workload's last good definition, failed update, stop by hand | 2,000 of 1.5 KiB |
+//! | `command/ID` | a command, and what became of it | 512 of 8 KiB |
+//! | `event/SEQUENCE` | an event that the fleet has no receipt for | 1,024 of 2 KiB |
+//! | `meta/commands` | the highest command that was forgotten | |
+//! | `meta/backlog` | how events are numbered, how many were dropped | |
+//! | `meta/usage` | what the link has used today, by kind | |
 //!
 //! Kept orders are in no plain file. If the LMDB file is lost they are, and so are the workloads'
 //! records: then nothing is known of an update that failed, and it is tried again.
@@ -55,9 +60,13 @@ mod worker;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use coracle_core::backlog::{BacklogRecord, EventRecord};
+use coracle_core::budget::UsageRecord;
+use coracle_core::command::{CommandRecord, CommandsRecord};
 use coracle_core::digest::sha256_hex;
 use coracle_core::history::{ContainerRecord, WorkloadRecord};
 use coracle_core::name::{ContainerId, WorkloadName};
+use coracle_protocol::CommandId;
 
 pub use check::{CHECK_COMMAND, CheckOutcome, check, check_command, check_in_child, check_with};
 pub use error::StoreError;
@@ -100,6 +109,8 @@ pub struct Loaded {
     pub histories: BTreeMap<ContainerId, ContainerRecord>,
     /// What is known of workloads.
     pub workloads: BTreeMap<WorkloadName, WorkloadRecord>,
+    /// What is under way between gateway and fleet.
+    pub talk: Talk,
     /// Only if there is no `current`: orders from plain files, best first. Each is to be verified,
     /// and given to [`Store::accept`]; the first that passes is the current one, even if storing it
     /// fails.
@@ -108,6 +119,21 @@ pub struct Loaded {
     pub unwritable: Option<String>,
     /// What is wrong with the store, in words for people. The agent works all the same.
     pub trouble: Option<String>,
+}
+
+/// What is under way between gateway and fleet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Talk {
+    /// Commands, whether they have ended or not.
+    pub commands: BTreeMap<CommandId, CommandRecord>,
+    /// What is known of all commands together.
+    pub all_commands: CommandsRecord,
+    /// Events that the fleet has no receipt for, by sequence.
+    pub events: BTreeMap<u64, EventRecord>,
+    /// What is known of all events together; none before the first.
+    pub backlog: Option<BacklogRecord>,
+    /// What the link has used; none before it was first written.
+    pub usage: Option<UsageRecord>,
 }
 
 /// A signed order from a plain file. Nothing about it has been verified.

@@ -1,7 +1,11 @@
 //! Keys and values of the LMDB file: checksum, then postcard. Sizes are checked here.
 
-use coracle_core::history::{ContainerRecord, Record, RecordId, WorkloadRecord};
+use coracle_core::backlog::EventRecord;
+use coracle_core::command::CommandRecord;
+use coracle_core::history::{ContainerRecord, WorkloadRecord};
 use coracle_core::name::{ContainerId, WorkloadName};
+use coracle_core::record::{Record, RecordId};
+use coracle_protocol::CommandId;
 use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
 use ring::digest::{Context, SHA256};
 use serde::de::DeserializeOwned;
@@ -18,6 +22,11 @@ pub(super) const KEY_PREVIOUS: &str = "order/previous";
 pub(super) const KEPT: &str = "order/kept/";
 pub(super) const HISTORY: &str = "history/";
 pub(super) const WORKLOAD: &str = "workload/";
+pub(super) const COMMAND: &str = "command/";
+pub(super) const EVENT: &str = "event/";
+pub(super) const KEY_COMMANDS: &str = "meta/commands";
+pub(super) const KEY_BACKLOG: &str = "meta/backlog";
+pub(super) const KEY_USAGE: &str = "meta/usage";
 
 /// Most orders that are kept beside the current and the previous one.
 pub(super) const MAX_KEPT: usize = 8;
@@ -30,6 +39,16 @@ const MAX_HISTORY_BYTES: usize = 512;
 /// Largest encoded workload record, in bytes: the reason of a failure has up to 300 characters, of up
 /// to 4 bytes each. A page of LMDB holds two such records.
 const MAX_WORKLOAD_BYTES: usize = 1536;
+/// Most commands with a record.
+pub(super) const MAX_COMMANDS: u64 = 512;
+/// Most events that wait for a receipt.
+pub(super) const MAX_EVENTS: u64 = 1024;
+/// Largest encoded command record, in bytes: the command itself has up to 4 KiB.
+const MAX_COMMAND_BYTES: usize = 8 * 1024;
+/// Largest encoded event, in bytes.
+const MAX_EVENT_BYTES: usize = 2 * 1024;
+/// Largest encoded record of which there is one.
+const MAX_SINGLE_BYTES: usize = 512;
 /// Longest boot id, in bytes; the kernel's has 36.
 const MAX_BOOT_ID_BYTES: usize = 64;
 /// Bytes of checksum before each value: the beginning of SHA-256 over key, a zero byte and value.
@@ -81,6 +100,21 @@ pub(super) fn encode_record(
         (RecordId::Workload(_), Record::Workload(record)) => {
             ("workload record", frame(key, record), MAX_WORKLOAD_BYTES)
         }
+        (RecordId::Command(_), Record::Command(record)) => {
+            ("command record", frame(key, record), MAX_COMMAND_BYTES)
+        }
+        (RecordId::Commands, Record::Commands(record)) => {
+            ("record of commands", frame(key, record), MAX_SINGLE_BYTES)
+        }
+        (RecordId::Event(_), Record::Event(record)) => {
+            ("event record", frame(key, record), MAX_EVENT_BYTES)
+        }
+        (RecordId::Backlog, Record::Backlog(record)) => {
+            ("record of events", frame(key, record), MAX_SINGLE_BYTES)
+        }
+        (RecordId::Usage, Record::Usage(record)) => {
+            ("record of the link's use", frame(key, record), MAX_SINGLE_BYTES)
+        }
         _ => return Err(StoreError::OtherKind { key: key.to_owned() }),
     };
     limit(what, value.len(), most)?;
@@ -91,6 +125,12 @@ pub(super) fn record_key(id: &RecordId) -> String {
     match id {
         RecordId::Container(id) => history_key(id),
         RecordId::Workload(name) => format!("{WORKLOAD}{name}"),
+        RecordId::Command(id) => format!("{COMMAND}{id}"),
+        RecordId::Commands => KEY_COMMANDS.into(),
+        // Their order in the file is that of the numbers.
+        RecordId::Event(sequence) => format!("{EVENT}{sequence:020}"),
+        RecordId::Backlog => KEY_BACKLOG.into(),
+        RecordId::Usage => KEY_USAGE.into(),
     }
 }
 
@@ -113,6 +153,8 @@ pub(super) enum Named {
     Kept(StoredOrder),
     History(ContainerId, ContainerRecord),
     Workload(WorkloadName, WorkloadRecord),
+    Command(CommandId, CommandRecord),
+    Event(u64, EventRecord),
 }
 
 /// Reads a record of which there are many; the error says what is wrong with it.
@@ -135,6 +177,20 @@ pub(super) fn decode_named(key: &str, value: &[u8]) -> Result<Named, String> {
         return match WorkloadName::parse(name) {
             Ok(name) => Ok(Named::Workload(name, unframe(key, value)?)),
             Err(_) => Err(format!("record {key:?} names no workload")),
+        };
+    }
+    if let Some(id) = key.strip_prefix(COMMAND) {
+        return match id.parse() {
+            Ok(id) => Ok(Named::Command(id, unframe(key, value)?)),
+            Err(_) => Err(format!("record {key:?} names no command")),
+        };
+    }
+    if let Some(sequence) = key.strip_prefix(EVENT) {
+        return match sequence.parse() {
+            Ok(sequence) if record_key(&RecordId::Event(sequence)) == key => {
+                Ok(Named::Event(sequence, unframe(key, value)?))
+            }
+            _ => Err(format!("record {key:?} names no event")),
         };
     }
     Err(format!("record {key:?} is not known"))

@@ -8,7 +8,7 @@ use super::records::{KEY_SCHEMA, frame, unframe};
 
 /// Version of the records that this agent writes. It rises with every change to a record's fields and
 /// with every new kind of record, and the change comes with a [`Migration`].
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// One step from a version to the next, inside the one transaction of all steps.
 pub(super) struct Migration {
@@ -22,6 +22,7 @@ pub(super) struct Migration {
 pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { from: 1, to: 2, run: migrations::histories_of_containers },
     Migration { from: 2, to: 3, run: migrations::only_new_kinds_of_records },
+    Migration { from: 3, to: 4, run: migrations::only_new_kinds_of_records },
 ];
 
 /// A file of another version could not be brought to this one.

@@ -4,14 +4,17 @@ use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Why something is written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Cause {
     Setup,
     Order,
     OrderFile,
+    Sequence,
+    Usage,
+    Event,
     History,
     Workload,
-    Sequence,
+    Command,
 }
 
 /// What was written for one cause since the agent started.
@@ -34,8 +37,14 @@ pub struct StoreMetrics {
     pub order_file: Wear,
     /// Records of containers.
     pub history: Wear,
-    /// Records of workloads, and of containers that were recorded with them.
+    /// Records of workloads, and what was recorded with them.
     pub workload: Wear,
+    /// Commands, and what was recorded with them.
+    pub command: Wear,
+    /// Events.
+    pub event: Wear,
+    /// What the link has used.
+    pub usage: Wear,
     /// Reservations of report sequences.
     pub sequence: Wear,
     /// Writes that failed.
@@ -59,7 +68,7 @@ impl Cell {
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    cells: [Cell; 6],
+    cells: [Cell; 9],
     failures: AtomicU64,
 }
 
@@ -95,6 +104,9 @@ impl Counters {
             order_file: cell(Cause::OrderFile),
             history: cell(Cause::History),
             workload: cell(Cause::Workload),
+            command: cell(Cause::Command),
+            event: cell(Cause::Event),
+            usage: cell(Cause::Usage),
             sequence: cell(Cause::Sequence),
             failures: self.failures.load(Ordering::Relaxed),
         }

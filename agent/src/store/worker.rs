@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use coracle_core::history::{Record, RecordId};
+use coracle_core::record::{Record, RecordId};
 use heed::RwTxn;
 use tokio::sync::{mpsc, oneshot};
 
@@ -11,8 +11,8 @@ use super::StoredOrder;
 use super::error::{Failure, StoreError, damaged};
 use super::lmdb::{self, Env, Records};
 use super::records::{
-    HISTORY, KEY_SEQUENCE, MAX_HISTORIES, MAX_WORKLOADS, SequenceRecord, WORKLOAD, encode_record,
-    record_key, unframe,
+    COMMAND, EVENT, HISTORY, KEY_SEQUENCE, MAX_COMMANDS, MAX_EVENTS, MAX_HISTORIES, MAX_WORKLOADS,
+    SequenceRecord, WORKLOAD, encode_record, record_key, unframe,
 };
 use super::site::Site;
 use super::wear::Cause;
@@ -95,8 +95,7 @@ impl Worker {
     }
 
     fn record(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        let of_workloads = changes.iter().any(|(id, _)| matches!(id, RecordId::Workload(_)));
-        let cause = if of_workloads { Cause::Workload } else { Cause::History };
+        let cause = changes.iter().map(|(id, _)| cause_of(id)).max().unwrap_or(Cause::History);
         self.write(cause, |records, txn| {
             let mut changed = false;
             for (id, record) in changes {
@@ -105,6 +104,8 @@ impl Worker {
             if changed {
                 ensure_at_most(MAX_HISTORIES, "histories", HISTORY, records, txn)?;
                 ensure_at_most(MAX_WORKLOADS, "workload records", WORKLOAD, records, txn)?;
+                ensure_at_most(MAX_COMMANDS, "commands", COMMAND, records, txn)?;
+                ensure_at_most(MAX_EVENTS, "events", EVENT, records, txn)?;
             }
             Ok(Outcome { value: (), changed, fault: "record.before_commit" })
         })?;
@@ -188,6 +189,17 @@ impl Worker {
                 tracing::warn!(error = error.chain(), "the order's plain file is not up to date");
             }
         }
+    }
+}
+
+/// What a record is written for; the greatest of several counts.
+fn cause_of(id: &RecordId) -> Cause {
+    match id {
+        RecordId::Event(_) | RecordId::Backlog => Cause::Event,
+        RecordId::Usage => Cause::Usage,
+        RecordId::Container(_) => Cause::History,
+        RecordId::Workload(_) => Cause::Workload,
+        RecordId::Command(_) | RecordId::Commands => Cause::Command,
     }
 }
 

@@ -132,7 +132,7 @@ impl Gateway {
     /// Whether the session was present.
     pub(crate) fn connected(&self) -> bool {
         self.wait("a connection", 2 * SOON, |event| match event {
-            LinkEvent::Connected { session_present } => Some(session_present),
+            LinkEvent::Connected { session_present, .. } => Some(session_present),
             _ => None,
         })
     }

@@ -4,7 +4,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use coracle::store::{Origin, Store, StoreError, StoredOrder};
 use coracle_core::desired::DefinitionHash;
-use coracle_core::history::{FailedUpdate, Record, RecordId, Stopped, WorkloadRecord};
+use coracle_core::history::{FailedUpdate, Stopped, WorkloadRecord};
+use coracle_core::record::{Record, RecordId};
 use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
 
 use super::support::{

@@ -4,10 +4,9 @@ use std::fs;
 
 use coracle::store::{MAP_BYTES, Store, StoredOrder};
 use coracle_core::desired::DefinitionHash;
-use coracle_core::history::{
-    ContainerRecord, FailedUpdate, Record, RecordId, Stopped, WorkloadRecord,
-};
+use coracle_core::history::{ContainerRecord, FailedUpdate, Stopped, WorkloadRecord};
 use coracle_core::name::{ContainerId, WorkloadName};
+use coracle_core::record::{Record, RecordId};
 use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
 use proptest::prelude::RngCore;
 use proptest::test_runner::{RngAlgorithm, TestRng};

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use coracle::store::{CheckOutcome, Loaded, Store, StoreError, StoredOrder, check_with};
 use coracle_core::desired::DefinitionHash;
-use coracle_core::history::{
-    ContainerRecord, FailedUpdate, Record, RecordId, Stopped, WorkloadRecord,
-};
+use coracle_core::history::{ContainerRecord, FailedUpdate, Stopped, WorkloadRecord};
 use coracle_core::name::{ContainerId, WorkloadName};
+use coracle_core::record::{Record, RecordId};
 use coracle_protocol::Envelope;
 use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Signature};
 

@@ -22,8 +22,19 @@ use crate::{Result, free_port, installed, wait_for};
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// What a gateway may do; `%u` is its id. mosquitto.conf(5), "acl_file".
-pub const GATEWAY_RULES: &[&str] =
-    &["write coracle/1/%u/reported", "write coracle/1/%u/status", "read coracle/1/%u/desired"];
+pub const GATEWAY_RULES: &[&str] = &[
+    "read coracle/1/%u/desired",
+    "read coracle/1/%u/commands",
+    "read coracle/1/%u/receipts",
+    "read coracle/1/%u/chunks",
+    "write coracle/1/%u/reported",
+    "write coracle/1/%u/status",
+    "write coracle/1/%u/results/#",
+    "write coracle/1/%u/output",
+    "write coracle/1/%u/events",
+    "write coracle/1/%u/health",
+    "write coracle/1/%u/requests",
+];
 
 /// The common name of the client that may read and write everything under `coracle/`.
 pub const FLEET: &str = "fleet";

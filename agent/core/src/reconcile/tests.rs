@@ -7,10 +7,10 @@ use serde_json::json;
 use super::*;
 use crate::backoff::Retry;
 use crate::desired::{Desired, RestartPolicy, parse_sound};
-use crate::history::{Record, RecordId};
 use crate::image::Digest;
 use crate::name::WorkloadName;
 use crate::observed::{Busy, Exit};
+use crate::record::{Record, RecordId};
 
 /// Orders in one line: `NAME:IMAGE+IMAGE*REPLICAS/POLICY`, separated by blanks; a container for each
 /// image, called main, c1, c2.

@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::desired::{Desired, parse_sound};
-use crate::history::{Record, RecordId, WorkloadRecord};
+use crate::history::WorkloadRecord;
 use crate::image::Digest;
 use crate::name::ContainerId;
 use crate::observed::{Busy, Container, Exit, Health, Pod};
 use crate::plan::{Action, Plan, Why};
 use crate::reconcile::reconcile;
+use crate::record::{Record, RecordId};
 use crate::traffic::traffic;
 
 /// A slot by one word: `n` new or `o` old, then `+` available, `.` not, `_` no container at all, then

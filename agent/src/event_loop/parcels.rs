@@ -1,0 +1,116 @@
+//! What goes to the fleet besides presence and reported state: one parcel at a time, the most
+//! important first. What is lost on the way is sent again by whoever keeps it.
+//!
+//! In: what others have to send, asked for when there is room. Out: [`Parcel`]s to the link.
+
+use std::collections::VecDeque;
+
+use coracle_protocol::desired::SCHEMA;
+use coracle_protocol::limits::MAX_PACKET_BYTES;
+use coracle_protocol::request::{Request, Wanted};
+use coracle_protocol::topic::Kind;
+
+use super::EventLoop;
+use crate::execute::Execute;
+use crate::link::{Delivery, Parcel};
+
+/// Most requests that wait; the oldest goes.
+const MAX_REQUESTS: usize = 8;
+
+/// What a parcel is about, for who is told what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Freight {
+    /// Something that is wanted of the fleet.
+    Request(Wanted),
+}
+
+/// What is on its way, and what the link can take.
+#[derive(Debug)]
+pub(super) struct Parcels {
+    connected: bool,
+    packet_limit: usize,
+    tickets: u64,
+    flying: Option<(u64, Freight)>,
+    requests: VecDeque<Wanted>,
+}
+
+impl Default for Parcels {
+    fn default() -> Self {
+        Self {
+            connected: false,
+            packet_limit: MAX_PACKET_BYTES,
+            tickets: 0,
+            flying: None,
+            requests: VecDeque::new(),
+        }
+    }
+}
+
+impl<E: Execute> EventLoop<E> {
+    /// A connection was made: the broker may have lost what it kept for us, so it is asked for.
+    pub(super) fn parcels_connected(&mut self, packet_limit: usize) {
+        self.parcels.connected = true;
+        self.parcels.packet_limit = packet_limit;
+        self.parcels.requests.clear();
+        let digest = self.envelope.as_deref().map(coracle_core::digest::sha256_hex);
+        let generation = self.in_force.generation;
+        self.want(Wanted::Connected { generation, digest });
+    }
+
+    pub(super) fn parcels_disconnected(&mut self) {
+        self.parcels.connected = false;
+    }
+
+    /// Asks the fleet for something, once. A request that is lost is not sent again by itself.
+    pub(super) fn want(&mut self, wanted: Wanted) {
+        if self.parcels.requests.len() == MAX_REQUESTS {
+            self.parcels.requests.pop_front();
+        }
+        self.parcels.requests.push_back(wanted);
+    }
+
+    /// Sends the next parcel, if the one before it has arrived.
+    pub(super) fn send_parcels(&mut self) {
+        if !self.parcels.connected || self.parcels.flying.is_some() {
+            return;
+        }
+        let Some((freight, mut parcel)) = self.next_parcel() else { return };
+        let Some(link) = &self.link else { return };
+        self.parcels.tickets += 1;
+        parcel.ticket = self.parcels.tickets;
+        // The link's queue has room for more than one.
+        if link.send(parcel).is_ok() {
+            self.parcels.flying = Some((self.parcels.tickets, freight));
+        }
+    }
+
+    /// The most important thing that is to be sent.
+    fn next_parcel(&mut self) -> Option<(Freight, Parcel)> {
+        self.next_request()
+    }
+
+    fn next_request(&mut self) -> Option<(Freight, Parcel)> {
+        let wanted = self.parcels.requests.pop_front()?;
+        let request = Request { schema: SCHEMA, gateway: self.gateway, wanted: wanted.clone() };
+        let payload = serde_json::to_vec(&request).expect("requests are plain structs");
+        Some((Freight::Request(wanted), parcel(Kind::Requests, payload)))
+    }
+
+    pub(super) fn on_parcel(&mut self, ticket: u64, delivery: &Delivery) {
+        let Some((_, freight)) = self.parcels.flying.take_if(|(flying, _)| *flying == ticket)
+        else {
+            return;
+        };
+        match (freight, delivery) {
+            (Freight::Request(_), Delivery::Refused(reason)) => {
+                tracing::warn!(reason, "a request could not be published");
+            }
+            (Freight::Request(_), _) => {}
+        }
+    }
+}
+
+/// A parcel that the broker is to acknowledge.
+pub(super) fn parcel(kind: Kind, payload: Vec<u8>) -> Parcel {
+    Parcel { ticket: 0, kind, reply: None, correlation: Vec::new(), payload, acknowledged: true }
+}
