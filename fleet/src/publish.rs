@@ -4,7 +4,6 @@
 //! with `--wait` what became of it. Deliberately not here: signing, and whether an order makes
 //! sense; signatures and rules are judged by the gateway alone.
 
-mod broker;
 mod follow;
 mod order;
 
@@ -19,7 +18,8 @@ use coracle_protocol::topic::{Kind, Topic};
 use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
-use broker::{Address, Broker};
+use crate::broker::{Broker, BrokerArgs, Outgoing};
+use crate::{fail, runtime};
 use follow::{Follower, Verdict};
 use order::Order;
 
@@ -51,18 +51,8 @@ pub(crate) struct PublishArgs {
     /// Signed orders; `-` is the standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
-    /// The broker; the port is 8883 unless given
-    #[arg(long, value_name = "HOST[:PORT]")]
-    broker: Address,
-    /// Certificates of the authorities that vouch for the broker, PEM
-    #[arg(long, value_name = "FILE")]
-    ca: PathBuf,
-    /// Our certificate chain, PEM
-    #[arg(long, value_name = "FILE")]
-    cert: PathBuf,
-    /// Our private key, PEM
-    #[arg(long, value_name = "FILE")]
-    key: PathBuf,
+    #[command(flatten)]
+    broker: BrokerArgs,
     /// Wait this long for the gateways to converge
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     wait: Option<u64>,
@@ -105,27 +95,24 @@ pub(crate) fn run(args: PublishArgs) -> ExitCode {
     ExitCode::from(codes.max().unwrap_or(0))
 }
 
-fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("error: {error:#}");
-    ExitCode::from(code)
-}
-
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().context("cannot start the runtime")
-}
-
 async fn publish(args: &PublishArgs, orders: &[Order]) -> anyhow::Result<Vec<Outcome>> {
-    let mut broker = Broker::connect(&args.broker, &args.ca, &args.cert, &args.key).await?;
+    let mut broker = Broker::connect(&args.broker).await?;
     if args.wait.is_some() {
         for order in orders {
-            broker.subscribe(&topic(order, Kind::Reported)).await?;
+            broker.subscribe(&[topic(order, Kind::Reported)]).await?;
         }
     }
     let mut followers = Vec::new();
     let mut outcomes = Vec::new();
     for (done, order) in orders.iter().enumerate() {
-        let taken = broker.publish(&topic(order, Kind::Desired), &order.envelope).await;
+        let topic = topic(order, Kind::Desired);
+        let message = Outgoing {
+            topic: &topic,
+            payload: &order.envelope,
+            retain: true,
+            ..Outgoing::default()
+        };
+        let taken = broker.publish(&message).await;
         let taken = taken.with_context(|| format!("{done} of {} were published", orders.len()))?;
         let Order { gateway, generation, envelope, .. } = order;
         eprintln!("published to {gateway}: generation {generation}, {} bytes", envelope.len());
@@ -160,9 +147,9 @@ async fn follow(
     let settled = Instant::now() + SETTLE;
     loop {
         let now = Instant::now();
-        for (topic, payload) in broker.take_reports() {
-            for follower in followers.iter_mut().filter(|f| f.topic == topic) {
-                if let Some(progress) = follower.hear(&payload, now) {
+        for message in broker.take_messages() {
+            for follower in followers.iter_mut().filter(|f| f.topic == message.topic) {
+                if let Some(progress) = follower.hear(&message, now) {
                     eprintln!("{progress}");
                 }
             }
@@ -174,7 +161,7 @@ async fn follow(
             return Ok(());
         }
         let until = if now < settled { settled.min(deadline) } else { deadline };
-        if let Ok(heard) = timeout_at(until, broker.wait_for_reports()).await {
+        if let Ok(heard) = timeout_at(until, broker.wait_for_messages()).await {
             heard?;
         }
     }

@@ -49,9 +49,6 @@ pub(crate) struct SignArgs {
 
 /// Reads, checks, signs and writes.
 pub(crate) fn run(args: &SignArgs) -> Result<ExitCode> {
-    if args.keys.len() > MAX_SIGNATURES {
-        bail!("{} keys; an order carries at most {MAX_SIGNATURES} signatures", args.keys.len());
-    }
     let text = read(&args.file)?;
     let (payload, accepted) = match check(&text) {
         Ok(checked) => checked,
@@ -60,7 +57,7 @@ pub(crate) fn run(args: &SignArgs) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     };
-    let envelope = sign(payload, &args.keys)?;
+    let envelope = envelope(DESIRED_PAYLOAD_TYPE, payload, &args.keys)?;
     let bytes = envelope.encode();
     match &args.out {
         Some(path) => write(path, &bytes)?,
@@ -81,9 +78,16 @@ fn check(text: &[u8]) -> Result<(Vec<u8>, Accepted), Vec<Refusal>> {
     Ok((payload, accepted))
 }
 
-fn sign(payload: Vec<u8>, keys: &[PathBuf]) -> Result<Envelope> {
-    let mut envelope =
-        Envelope { payload_type: DESIRED_PAYLOAD_TYPE.into(), payload, signatures: Vec::new() };
+/// A payload in its envelope, signed with every key.
+///
+/// # Errors
+/// A key cannot be used, or is given twice; there are too many.
+pub(crate) fn envelope(payload_type: &str, payload: Vec<u8>, keys: &[PathBuf]) -> Result<Envelope> {
+    if keys.len() > MAX_SIGNATURES {
+        bail!("{} keys; an envelope carries at most {MAX_SIGNATURES} signatures", keys.len());
+    }
+    let payload_type = payload_type.into();
+    let mut envelope = Envelope { payload_type, payload, signatures: Vec::new() };
     let signed = envelope.signed_bytes();
     for path in keys {
         let key = SigningKey::read(path)?;

@@ -8,6 +8,7 @@ use coracle_protocol::{Refusal, ReportedState};
 use tokio::time::Instant;
 
 use super::order::Order;
+use crate::broker::Message;
 
 /// What became of an order, as far as is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,19 +91,15 @@ impl Follower {
     }
 
     /// Takes a report in; gives a line of progress if it says something new.
-    pub(super) fn hear(
-        &mut self,
-        (payload, retained): &(Vec<u8>, bool),
-        now: Instant,
-    ) -> Option<String> {
+    pub(super) fn hear(&mut self, message: &Message, now: Instant) -> Option<String> {
         if self.is_done() {
             return None;
         }
-        let verdict = match serde_json::from_slice::<ReportedState>(payload) {
+        let verdict = match serde_json::from_slice::<ReportedState>(&message.payload) {
             Ok(report) => judge(self.generation, &self.digest, &report),
             Err(error) => Verdict::Waiting { last: Some(format!("unreadable report: {error}")) },
         };
-        if *retained && !matches!(verdict, Verdict::Waiting { .. }) {
+        if message.retained && !matches!(verdict, Verdict::Waiting { .. }) {
             self.earlier = Some(verdict);
             return None;
         }

@@ -3,20 +3,23 @@
 //! The only user of the MQTT client here. Nothing is tried again: a person or a script is there
 //! to do so. Deliberately not here: what the messages mean.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::path::Path;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
 use coracle_protocol::limits::MAX_PACKET_BYTES;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnectProperties, Packet, PubAckReason, Publish, SubscribeReasonCode,
+    ConnectProperties, Filter, Packet, PubAckReason, Publish, PublishProperties,
+    SubscribeReasonCode,
 };
 use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, StateError};
-use rumqttc::{Outgoing, TlsConfiguration, TlsError, Transport};
+use rumqttc::{TlsConfiguration, TlsError, Transport};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -72,15 +75,50 @@ impl FromStr for Address {
     }
 }
 
-/// The newest report of each topic, and whether the broker had kept it from before.
-type Reports = BTreeMap<String, (Vec<u8>, bool)>;
+/// Where the broker is, and how to be known there.
+#[derive(Debug, Args)]
+pub(crate) struct BrokerArgs {
+    /// The broker; the port is 8883 unless given
+    #[arg(long, value_name = "HOST[:PORT]")]
+    broker: Address,
+    /// Certificates of the authorities that vouch for the broker, PEM
+    #[arg(long, value_name = "FILE")]
+    ca: PathBuf,
+    /// Our certificate chain, PEM
+    #[arg(long, value_name = "FILE")]
+    cert: PathBuf,
+    /// Our private key, PEM
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+}
+
+/// A message from the broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) topic: String,
+    pub(crate) payload: Vec<u8>,
+    /// The broker had kept it from before.
+    pub(crate) retained: bool,
+}
+
+/// A message to the broker.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outgoing<'a> {
+    pub(crate) topic: &'a str,
+    pub(crate) payload: &'a [u8],
+    pub(crate) retain: bool,
+    /// Where an answer is wanted; MQTT 5.0 section 3.3.2.3.5.
+    pub(crate) response_topic: Option<&'a str>,
+    /// Seconds after which the broker need not deliver it any more.
+    pub(crate) expiry_seconds: Option<u32>,
+}
 
 /// A connection to the broker.
-pub(super) struct Broker {
+pub(crate) struct Broker {
     client: AsyncClient,
     eventloop: EventLoop,
     name: String,
-    reports: Reports,
+    messages: VecDeque<Message>,
     packet_limit: usize,
 }
 
@@ -89,13 +127,8 @@ impl Broker {
     ///
     /// # Errors
     /// The files cannot be used, or the broker cannot be reached or refuses.
-    pub(super) async fn connect(
-        address: &Address,
-        ca: &Path,
-        cert: &Path,
-        key: &Path,
-    ) -> anyhow::Result<Self> {
-        let Address { host, port } = address;
+    pub(crate) async fn connect(args: &BrokerArgs) -> anyhow::Result<Self> {
+        let BrokerArgs { broker: Address { host, port }, ca, cert, key } = args;
         let tls = tls(ca, cert, key)?;
         let mut properties = ConnectProperties::new();
         properties.max_packet_size = u32::try_from(MAX_PACKET_BYTES).ok();
@@ -113,8 +146,8 @@ impl Broker {
             .set_outgoing_inflight_upper_limit(16);
         let (client, eventloop) = AsyncClient::new(options, 8);
         let name = format!("{host}:{port}");
-        let (reports, packet_limit) = (Reports::new(), usize::MAX);
-        let mut broker = Self { client, eventloop, name, reports, packet_limit };
+        let (messages, packet_limit) = (VecDeque::new(), usize::MAX);
+        let mut broker = Self { client, eventloop, name, messages, packet_limit };
         loop {
             if let Packet::ConnAck(connack) = broker.next().await? {
                 let limit = connack.properties.and_then(|p| p.max_packet_size);
@@ -124,9 +157,10 @@ impl Broker {
         }
     }
 
-    /// Listens to reports on `topic`.
-    pub(super) async fn subscribe(&mut self, topic: &str) -> anyhow::Result<()> {
-        self.client.try_subscribe(topic, QoS::AtLeastOnce)?;
+    /// Listens to messages on `topics`.
+    pub(crate) async fn subscribe(&mut self, topics: &[String]) -> anyhow::Result<()> {
+        let filter = |topic: &String| Filter::new(topic.clone(), QoS::AtLeastOnce);
+        self.client.try_subscribe_many(topics.iter().map(filter))?;
         let answer = async {
             loop {
                 if let Packet::SubAck(suback) = self.next().await? {
@@ -135,26 +169,41 @@ impl Broker {
             }
         };
         let answer = timeout(ANSWER_TIMEOUT, answer).await;
-        match answer.map_err(|_| no_answer("a subscription"))??.as_slice() {
-            [SubscribeReasonCode::Success(_)] => Ok(()),
-            codes => bail!("the broker refused the subscription to {topic}: {codes:?}"),
+        let codes = answer.map_err(|_| no_answer("a subscription"))??;
+        for (at, topic) in topics.iter().enumerate() {
+            match codes.get(at) {
+                Some(SubscribeReasonCode::Success(_)) => {}
+                code => bail!("the broker refused the subscription to {topic}: {code:?}"),
+            }
         }
+        Ok(())
     }
 
-    /// Publishes a retained message and waits until the broker has it; the broker's reason if it
-    /// refuses.
-    pub(super) async fn publish(
+    /// Publishes a message and waits until the broker has it; the broker's reason if it refuses.
+    pub(crate) async fn publish(
         &mut self,
-        topic: &str,
-        payload: &[u8],
+        message: &Outgoing<'_>,
     ) -> anyhow::Result<Result<(), String>> {
-        let packet = Publish::new(topic, QoS::AtLeastOnce, payload.to_vec(), None);
+        let properties = PublishProperties {
+            response_topic: message.response_topic.map(Into::into),
+            message_expiry_interval: message.expiry_seconds,
+            ..PublishProperties::default()
+        };
+        let Outgoing { topic, payload, retain, .. } = *message;
+        let packet = Publish::new(topic, QoS::AtLeastOnce, payload.to_vec(), Some(properties));
         // The packet id's two bytes are not counted yet.
         let (size, limit) = (packet.size() + 2, self.packet_limit);
         if size > limit {
             return Ok(Err(format!("a packet of {size} bytes; it takes at most {limit}")));
         }
-        self.client.try_publish(topic, QoS::AtLeastOnce, true, packet.payload)?;
+        let properties = packet.properties.unwrap_or_default();
+        self.client.try_publish_with_properties(
+            topic,
+            QoS::AtLeastOnce,
+            retain,
+            packet.payload,
+            properties,
+        )?;
         let answer = async {
             loop {
                 if let Packet::PubAck(puback) = self.next().await? {
@@ -169,26 +218,26 @@ impl Broker {
         })
     }
 
-    /// Returns as soon as there is at least one report to take. Safe to cancel.
-    pub(super) async fn wait_for_reports(&mut self) -> anyhow::Result<()> {
-        while self.reports.is_empty() {
+    /// Returns as soon as there is at least one message to take. Safe to cancel.
+    pub(crate) async fn wait_for_messages(&mut self) -> anyhow::Result<()> {
+        while self.messages.is_empty() {
             self.next().await?;
         }
         Ok(())
     }
 
-    /// The newest report of each topic since the last call.
-    pub(super) fn take_reports(&mut self) -> Reports {
-        std::mem::take(&mut self.reports)
+    /// The messages since the last call.
+    pub(crate) fn take_messages(&mut self) -> VecDeque<Message> {
+        std::mem::take(&mut self.messages)
     }
 
     /// Disconnects; everything that matters was acknowledged before.
-    pub(super) async fn leave(mut self) {
+    pub(crate) async fn leave(mut self) {
         if self.client.try_disconnect().is_ok() {
             let left = async {
                 loop {
                     match self.eventloop.poll().await {
-                        Ok(Event::Outgoing(Outgoing::Disconnect)) | Err(_) => return,
+                        Ok(Event::Outgoing(rumqttc::Outgoing::Disconnect)) | Err(_) => return,
                         Ok(_) => {}
                     }
                 }
@@ -208,7 +257,8 @@ impl Broker {
                 Event::Incoming(packet) => {
                     if let Packet::Publish(publish) = &packet {
                         let topic = String::from_utf8_lossy(&publish.topic).into_owned();
-                        self.reports.insert(topic, (publish.payload.to_vec(), publish.retain));
+                        let (payload, retained) = (publish.payload.to_vec(), publish.retain);
+                        self.messages.push_back(Message { topic, payload, retained });
                     }
                     return Ok(packet);
                 }
