@@ -26,6 +26,7 @@ use crate::event_loop::{EventLoop, Local, Setup, Sources};
 use crate::execute::{Around, Executor, Native, chain};
 use crate::health::{Finding, Health};
 use crate::images::{Images, ImagesError};
+use crate::large_orders::LargeOrders;
 use crate::link::Link;
 use crate::mounts::Mounts;
 use crate::network::Networks;
@@ -97,6 +98,7 @@ async fn daemon(config: Config) -> Result<()> {
     let (exits, runtime_events) = mpsc::channel(WAITING);
     let (calls, api_calls) = mpsc::channel(WAITING);
     let broker = device.link.as_ref().map(|link| format!("{}:{}", link.host, link.port));
+    let authority = device.link.as_ref().map(|link| link.ca.clone());
     let (link, link_handle, link_events) = match device.link {
         Some(link) => {
             let offline = serde_json::to_vec(&Presence::offline(device.gateway))?;
@@ -105,10 +107,12 @@ async fn daemon(config: Config) -> Result<()> {
         }
         None => (None, None, None),
     };
+    let large_orders = LargeOrders::new(&config.state_dir, authority);
     let mut event_loop = EventLoop::new(Setup {
         gateway: device.gateway,
         machine,
         keys,
+        large_orders,
         store: store.clone(),
         preflight,
         hands,

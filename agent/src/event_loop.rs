@@ -11,6 +11,7 @@
 //! | `by_hand` | workloads that somebody starts, stops, drains, restarts |
 //! | `local` | what only this gateway can tell: volumes, public keys |
 //! | `look` | what exists: lists, exits, containerd coming and going |
+//! | `large` | orders that are larger than a packet: where they are, what has come of them |
 //! | `lead` | what probes say, and where shared ports lead |
 //! | `obey` | orders: judged, stored, acknowledged, put into force |
 //! | `parcels` | what goes to the fleet one at a time, the most important first |
@@ -19,6 +20,7 @@
 mod act;
 mod alive;
 mod by_hand;
+mod large;
 mod lead;
 mod local;
 mod look;
@@ -52,6 +54,7 @@ use crate::execute::{Execute, Failure, Installed, Outcome, Seen};
 use crate::health::Health;
 use crate::intake::InForce;
 use crate::journal::Journal;
+use crate::large_orders::{Fetched, LargeOrderError, LargeOrders};
 use crate::link::{AckToken, LinkEvent, LinkHandle};
 use crate::preflight::Preflight;
 use crate::progress::Progress;
@@ -101,6 +104,8 @@ pub enum Done {
     LongWork(u64, Result<String, Failure>),
     /// Shared ports lead there now, or not.
     Shared(Traffic, Result<(), Failure>),
+    /// Of the large order with this digest: what there is of it, or why there is no more.
+    LargeOrder(String, Result<Fetched, LargeOrderError>),
     /// Whether the store gave its sign of life.
     StoreAnswered(bool),
     /// Nothing: it was called off.
@@ -131,6 +136,8 @@ pub struct Setup<E> {
     pub machine: Machine,
     /// Whose signatures count.
     pub keys: TrustedKeys,
+    /// Fetches orders that are larger than a packet.
+    pub large_orders: LargeOrders,
     /// Where orders and histories are kept.
     pub store: Store,
     /// Does things and looks.
@@ -208,6 +215,7 @@ pub struct EventLoop<E> {
     readiness: Readiness,
     telling: tell::Telling,
     parcels: parcels::Parcels,
+    large: large::Large,
 }
 
 #[derive(Debug)]
@@ -280,6 +288,7 @@ impl<E: Execute> EventLoop<E> {
             readiness: setup.readiness,
             telling: tell::Telling::default(),
             parcels: parcels::Parcels::default(),
+            large: large::Large::new(setup.large_orders),
         }
     }
 
@@ -345,6 +354,9 @@ impl<E: Execute> EventLoop<E> {
             Event::Done(Done::Acted(outcome)) => self.on_outcome(*outcome),
             Event::Done(Done::Looked { epoch, seen }) => self.on_looked(epoch, seen),
             Event::Done(Done::Recorded(containers, result)) => self.on_recorded(containers, result),
+            Event::Done(Done::LargeOrder(digest, result)) => {
+                self.on_large_order(&digest, result).await;
+            }
             Event::Done(Done::StoreAnswered(answered)) => self.on_store_answered(answered),
             Event::Done(Done::CalledOff) => {}
             Event::Wake => {}
@@ -354,6 +366,7 @@ impl<E: Execute> EventLoop<E> {
     /// Decides anew and begins what is to be done.
     async fn step(&mut self) {
         self.store_again().await;
+        self.fetch_order_if_due();
         self.look_if_due();
         let now = self.clock.now();
         self.ask_store(now);
@@ -380,6 +393,7 @@ impl<E: Execute> EventLoop<E> {
             self.plan.wake_at,
             order,
             self.record_again_at,
+            self.large.due(),
             look,
             self.telling.due(),
             self.leading.due(),

@@ -28,6 +28,7 @@ pub mod images;
 pub mod intake;
 pub mod journal;
 pub mod key_file;
+pub mod large_orders;
 pub mod link;
 mod locks;
 pub mod logs;

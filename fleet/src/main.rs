@@ -4,6 +4,7 @@ mod broker;
 mod command;
 mod key_file;
 mod keygen;
+mod point;
 mod publish;
 mod seal;
 mod sign;
@@ -61,6 +62,8 @@ enum SecretCommand {
 enum OrderCommand {
     /// Checks a desired state strictly and signs it.
     Sign(sign::SignArgs),
+    /// Signs a pointer to a signed order that is larger than a packet.
+    Point(point::PointArgs),
     /// Publishes signed orders to their gateways.
     Publish(publish::PublishArgs),
 }
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Keygen(args) => keygen::run(&args),
         Command::Ask(args) => Ok(command::run(&args)),
         Command::Order(OrderCommand::Sign(args)) => sign::run(&args),
+        Command::Order(OrderCommand::Point(args)) => point::run(&args),
         Command::Order(OrderCommand::Publish(args)) => Ok(publish::run(args)),
         Command::Secret(SecretCommand::Seal(args)) => seal::run(&args),
     };

@@ -5,7 +5,8 @@
 //! sense; signatures and rules are judged by the gateway alone.
 
 mod follow;
-mod order;
+pub(crate) mod order;
+mod serve;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use crate::broker::{Broker, BrokerArgs, Outgoing};
 use crate::{fail, runtime};
 use follow::{Follower, Verdict};
 use order::Order;
+use serve::Shelf;
 
 /// Exit code where the answer is no: an order that is not one, was refused, or did not converge.
 const NO: u8 = 1;
@@ -40,6 +42,8 @@ Examples:
   coracle-fleet order sign web.yaml --key orders.key | coracle-fleet order publish - \\
       --broker 127.0.0.1:8883 --ca ca.pem --cert fleet.pem --key fleet.key --wait 60
 
+An order that is larger than a packet is published by a pointer: see coracle-fleet order point.
+
 Exit codes: 0 published (and, with --wait, converged); 1 a file is not a signed order, a gateway
 refused its order, or did not converge in time; 2 usage; 3 the broker cannot be reached or refuses.
 A broker that names clients after their certificates lets one of them in at a time.";
@@ -53,6 +57,10 @@ pub(crate) struct PublishArgs {
     files: Vec<PathBuf>,
     #[command(flatten)]
     broker: BrokerArgs,
+    /// A signed order that a pointer leads to: gateways get it in pieces, while this waits; may be
+    /// repeated
+    #[arg(long = "serve", value_name = "FILE", requires = "wait")]
+    served: Vec<PathBuf>,
     /// Wait this long for the gateways to converge
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86400))]
     wait: Option<u64>,
@@ -75,11 +83,13 @@ enum Outcome {
 /// Publishes, waits if asked to, prints the results.
 pub(crate) fn run(args: PublishArgs) -> ExitCode {
     let json = args.json;
-    let orders = match order::read_all(&args.files) {
-        Ok(orders) => orders,
+    let read = order::read_all(&args.files)
+        .and_then(|orders| Ok((orders, Shelf::new(order::read_served(&args.served)?))));
+    let (orders, shelf) = match read {
+        Ok(read) => read,
         Err(error) => return fail(&error, NO),
     };
-    let outcomes = match runtime().and_then(|rt| rt.block_on(publish(&args, &orders))) {
+    let outcomes = match runtime().and_then(|rt| rt.block_on(publish(&args, &orders, &shelf))) {
         Ok(outcomes) => outcomes,
         Err(error) => return fail(&error, BROKER),
     };
@@ -95,11 +105,18 @@ pub(crate) fn run(args: PublishArgs) -> ExitCode {
     ExitCode::from(codes.max().unwrap_or(0))
 }
 
-async fn publish(args: &PublishArgs, orders: &[Order]) -> anyhow::Result<Vec<Outcome>> {
+async fn publish(
+    args: &PublishArgs,
+    orders: &[Order],
+    shelf: &Shelf,
+) -> anyhow::Result<Vec<Outcome>> {
     let mut broker = Broker::connect(&args.broker).await?;
     if args.wait.is_some() {
         for order in orders {
             broker.subscribe(&[topic(order, Kind::Reported)]).await?;
+            if !shelf.is_empty() {
+                broker.subscribe(&[topic(order, Kind::Requests)]).await?;
+            }
         }
     }
     let mut followers = Vec::new();
@@ -126,7 +143,7 @@ async fn publish(args: &PublishArgs, orders: &[Order]) -> anyhow::Result<Vec<Out
         let deadline = Instant::now() + Duration::from_secs(seconds);
         let awaited = |at: usize| matches!(outcomes[at], Outcome::Published);
         let awaited: Vec<usize> = (0..orders.len()).filter(|at| awaited(*at)).collect();
-        follow(&mut broker, &mut followers, &awaited, deadline).await?;
+        follow(&mut broker, &mut followers, &awaited, shelf, deadline).await?;
         for at in awaited {
             let follower = &followers[at];
             let (verdict, after) = (follower.verdict(), follower.after());
@@ -142,12 +159,19 @@ async fn follow(
     broker: &mut Broker,
     followers: &mut [Follower],
     awaited: &[usize],
+    shelf: &Shelf,
     deadline: Instant,
 ) -> anyhow::Result<()> {
     let settled = Instant::now() + SETTLE;
     loop {
         let now = Instant::now();
         for message in broker.take_messages() {
+            if let Some((topic, piece)) = shelf.answer(&message) {
+                let answer = Outgoing { topic: &topic, payload: &piece, ..Outgoing::default() };
+                if let Err(reason) = broker.publish(&answer).await? {
+                    eprintln!("{topic}: the broker refused a piece: {reason}");
+                }
+            }
             for follower in followers.iter_mut().filter(|f| f.topic == message.topic) {
                 if let Some(progress) = follower.hear(&message, now) {
                     eprintln!("{progress}");

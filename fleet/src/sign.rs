@@ -114,7 +114,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Whole or not at all.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     fs::write(&new, bytes)

@@ -86,8 +86,13 @@ impl Signer {
 
     /// An envelope around any bytes, called a desired state and signed.
     pub fn sign_bytes(&self, payload: &[u8]) -> Envelope {
+        self.sign_as(DESIRED_PAYLOAD_TYPE, payload)
+    }
+
+    /// An envelope around any bytes, called a `payload_type` and signed.
+    pub fn sign_as(&self, payload_type: &str, payload: &[u8]) -> Envelope {
         let mut envelope = Envelope {
-            payload_type: DESIRED_PAYLOAD_TYPE.to_owned(),
+            payload_type: payload_type.to_owned(),
             payload: payload.to_vec(),
             signatures: Vec::new(),
         };

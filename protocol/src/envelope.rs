@@ -105,6 +105,16 @@ impl Envelope {
         }
     }
 
+    /// The type of what is inside, as far as that can be told without reading the rest.
+    pub fn payload_type_of(bytes: &[u8]) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Head {
+            #[serde(rename = "payloadType")]
+            payload_type: String,
+        }
+        serde_json::from_slice::<Head>(bytes).ok().map(|head| head.payload_type)
+    }
+
     /// The envelope as it is published: JSON without white space.
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings and lists of them always serialise")

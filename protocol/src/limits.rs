@@ -3,12 +3,17 @@
 /// Largest MQTT packet a gateway accepts, in bytes (128 KiB, the smallest limit among large brokers).
 pub const MAX_PACKET_BYTES: usize = 128 * 1024;
 
-/// Largest signed envelope, in bytes: a packet less room for its topic and properties.
-pub const MAX_ENVELOPE_BYTES: usize = MAX_PACKET_BYTES - 1024;
+/// Largest envelope of an order, in bytes. One that is larger than [`MAX_PUBLISHED_BYTES`] is led to by
+/// a [`Pointer`](crate::pointer::Pointer).
+pub const MAX_ENVELOPE_BYTES: usize = 1024 * 1024;
+
+/// Largest envelope that is published as it is, in bytes: a packet less room for its topic and
+/// properties.
+pub const MAX_PUBLISHED_BYTES: usize = MAX_PACKET_BYTES - 1024;
 
 /// Largest desired state inside an envelope, in bytes: what base64 leaves of the envelope, less
 /// room for four signatures.
-pub const MAX_DOCUMENT_BYTES: usize = 94 * 1024;
+pub const MAX_DOCUMENT_BYTES: usize = 766 * 1024;
 
 /// Largest reported state, in bytes.
 pub const MAX_REPORT_BYTES: usize = 96 * 1024;
@@ -70,9 +75,6 @@ pub const MAX_CORRELATION_BYTES: usize = 128;
 
 /// Most events in one packet.
 pub const MAX_EVENTS: usize = 64;
-
-/// Largest signed order that a pointer may lead to, in bytes.
-pub const MAX_LARGE_ENVELOPE_BYTES: usize = 1024 * 1024;
 
 /// Most places that a pointer may name.
 pub const MAX_SOURCES: usize = 8;

@@ -20,7 +20,8 @@ pub struct Pointer {
     pub generation: u64,
     /// SHA-256 of its envelope, in hexadecimal.
     pub digest: String,
-    /// Size of its envelope, in bytes; at most 1 MiB.
+    /// Size of its envelope, in bytes; at most
+    /// [`MAX_ENVELOPE_BYTES`](crate::limits::MAX_ENVELOPE_BYTES).
     pub bytes: u64,
     /// Where it can be had, the best first; at least one, at most 8.
     pub sources: Vec<Source>,

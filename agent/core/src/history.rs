@@ -226,7 +226,7 @@ impl History {
         policy: RestartPolicy,
         now: Now,
     ) {
-        let unit = self.unit(id);
+        let unit = self.spread(id);
         let known = self.entry(id, &container.definition);
         if known.record.last_exit() == Some(exit) {
             return;
@@ -248,7 +248,7 @@ impl History {
         policy: RestartPolicy,
         now: Now,
     ) {
-        let unit = self.unit(id);
+        let unit = self.spread(id);
         let exit = match container.task {
             Task::Stopped(exit) => exit,
             _ => Exit { code: KILLED, at_nanos: u64::try_from(now.wall.as_nanos()).unwrap_or(0) },
@@ -296,7 +296,7 @@ impl History {
         retry: Retry,
         now: Now,
     ) {
-        let unit = self.unit(id);
+        let unit = self.spread(id);
         let known = self.entry(id, definition);
         known.record.failures = known.record.failures.saturating_add(1);
         known.not_before = now.monotonic + backoff::retry_delay(known.record.failures, retry, unit);
@@ -313,7 +313,7 @@ impl History {
     /// without a pause.
     pub fn end_failed(&mut self, replica: &ReplicaId, error: &str, now: Now) {
         let failures = self.failed_ends.get(replica).map_or(0, |failed| failed.failures) + 1;
-        let delay = backoff::retry_delay(failures, Retry::Backoff, self.unit(replica));
+        let delay = backoff::retry_delay(failures, Retry::Backoff, self.spread(replica));
         let not_before = now.monotonic + delay;
         let error = shortened(error);
         let failed = FailedEnd { replica: replica.clone(), failures, not_before, error };
@@ -327,7 +327,7 @@ impl History {
 
     /// An image or an artifact could not be fetched.
     pub fn pull_failed(&mut self, software: &Software, error: &str, retry: Retry, now: Now) {
-        let unit = self.unit(software);
+        let unit = self.spread(software);
         let failures =
             self.software.get(software).map_or(0, |tries| tries.failures).saturating_add(1);
         let not_before = now.monotonic + backoff::retry_delay(failures, retry, unit);
@@ -557,7 +557,7 @@ impl History {
     }
 
     /// A number in [0, 1) that differs for each thing, each start of the agent and each attempt.
-    fn unit(&self, thing: &impl Hash) -> f64 {
+    pub fn spread(&self, thing: &impl Hash) -> f64 {
         let mut hasher = DefaultHasher::new();
         (self.seed, thing, self.attempts()).hash(&mut hasher);
         (hasher.finish() >> 11) as f64 / (1u64 << 53) as f64

@@ -249,7 +249,7 @@ impl<E: Execute> EventLoop<E> {
         self.preflight.in_force(self.gateway, &self.orders);
     }
 
-    fn refuse(
+    pub(super) fn refuse(
         &mut self,
         generation: Option<u64>,
         digest: String,
@@ -276,7 +276,7 @@ impl<E: Execute> EventLoop<E> {
         self.condition("orders", ConditionStatus::True, "accepted", "no order is refused");
     }
 
-    fn acknowledge(&self, token: Option<AckToken>) {
+    pub(super) fn acknowledge(&self, token: Option<AckToken>) {
         if let (Some(link), Some(token)) = (&self.link, token) {
             link.acknowledge(token);
         }

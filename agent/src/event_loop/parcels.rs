@@ -55,6 +55,7 @@ impl<E: Execute> EventLoop<E> {
         let digest = self.envelope.as_deref().map(coracle_core::digest::sha256_hex);
         let generation = self.in_force.generation;
         self.want(Wanted::Connected { generation, digest });
+        self.ask_for_piece_again();
     }
 
     pub(super) fn parcels_disconnected(&mut self) {

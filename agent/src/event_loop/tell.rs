@@ -176,7 +176,7 @@ impl<E: Execute> EventLoop<E> {
         let now = self.clock.now();
         match event {
             LinkEvent::Desired { envelope, token } => {
-                self.receive(envelope, Some(token)).await;
+                self.receive_from_link(envelope, token).await;
             }
             LinkEvent::Connected { packet_limit, .. } => {
                 self.parcels_connected(packet_limit);
@@ -198,7 +198,8 @@ impl<E: Execute> EventLoop<E> {
                 self.set_link(false, Some(reason), Some(wall.after(retry_in)));
             }
             LinkEvent::Parcel { ticket, delivery } => self.on_parcel(ticket, &delivery),
-            LinkEvent::Command { .. } | LinkEvent::Receipt(_) | LinkEvent::Chunk(_) => {}
+            LinkEvent::Chunk(piece) => self.on_chunk(&piece),
+            LinkEvent::Command { .. } | LinkEvent::Receipt(_) => {}
             LinkEvent::NotPublished { document, reason } => {
                 let message = format!("{document:?} could not be published: {reason}");
                 self.happened(now, "not-published", None, message);

@@ -24,6 +24,7 @@ use crate::config::{Config, TemplatesConfig};
 use crate::containerd::LocalImage;
 use crate::execute::{Asked, Started};
 use crate::health::Finding;
+use crate::large_orders::LargeOrders;
 use crate::native_status::{LongWork, ServiceStatus, Services};
 use crate::runtime::fake::FakeRuntime;
 use crate::runtime::{Root, Runtime, Surroundings};
@@ -319,6 +320,7 @@ impl Gateway {
             gateway: GATEWAY.parse().unwrap(),
             machine: Machine::default(),
             keys: keys(&place, &key),
+            large_orders: LargeOrders::new(&directory, None),
             store: store.clone(),
             hands: hands.clone(),
             link: None,

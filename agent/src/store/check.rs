@@ -21,7 +21,7 @@ use super::lmdb::{Mode, open};
 /// Hidden subcommand of the agent whose body is [`check_command`]: `store-check PATH`.
 pub const CHECK_COMMAND: &str = "store-check";
 
-/// How long a check may take. The file has at most 64 MiB, and some hundred KiB as a rule; the slowest
+/// How long a check may take. The file has at most 128 MiB, and some hundred KiB as a rule; the slowest
 /// card reads that in seconds.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 

@@ -19,8 +19,8 @@
 //! | `meta/schema` | version of the records | |
 //! | `meta/generation` | highest generation accepted | |
 //! | `meta/sequence` | report sequences handed out in this boot | |
-//! | `order/current`, `order/previous` | the two newest orders | 127 KiB each |
-//! | `order/kept/GENERATION` | older orders that are still needed: the last good definition of a workload is in them | 8 of 127 KiB |
+//! | `order/current`, `order/previous` | the two newest orders | 1 MiB each |
+//! | `order/kept/GENERATION` | older orders that are still needed: the last good definition of a workload is in them | 8 of 1 MiB |
 //! | `history/CONTAINER` | attempts and outcomes of a container | 20,000 of 512 bytes |
 //! | `workload/NAME` | a workload's last good definition, failed update, stop by hand | 2,000 of 1.5 KiB |
 //! | `command/ID` | a command, and what became of it | 512 of 8 KiB |

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_core::digest::sha256_hex;
 use coracle_core::key::PublicKey;
-use coracle_protocol::envelope::Signature;
+use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Signature};
 use coracle_protocol::{Code, Envelope, Refusal};
 use ring::signature::{ED25519, UnparsedPublicKey};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
@@ -109,7 +109,15 @@ impl TrustedKeys {
     /// One refusal of the order as a whole: not an envelope (see [`Envelope::decode`]), signed by
     /// nobody who is trusted, or a trusted key's signature that does not fit.
     pub fn verify(&self, bytes: &[u8]) -> Result<Verified, Refusal> {
-        let envelope = Envelope::decode(bytes)?;
+        self.verify_of(DESIRED_PAYLOAD_TYPE, bytes)
+    }
+
+    /// The same for a payload of type `payload_type`.
+    ///
+    /// # Errors
+    /// See [`TrustedKeys::verify`].
+    pub fn verify_of(&self, payload_type: &str, bytes: &[u8]) -> Result<Verified, Refusal> {
+        let envelope = Envelope::decode_of(payload_type, bytes)?;
         if self.keys.is_empty() {
             let message = "this gateway trusts no key: see the conditions identity and trust";
             return Err(Refusal::whole(Code::UNTRUSTED_KEY, message));

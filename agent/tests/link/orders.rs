@@ -94,7 +94,7 @@ fn the_largest_order_and_many_unacknowledged_ones_are_delivered() {
     let bed = Bed::new();
     let gateway = bed.gateway();
     gateway.connected();
-    let largest = "x".repeat(coracle_protocol::limits::MAX_ENVELOPE_BYTES);
+    let largest = "x".repeat(coracle_protocol::limits::MAX_PUBLISHED_BYTES);
     bed.publish_order(&largest, false);
     let (order, token) = gateway.order();
     assert_eq!(order.len(), largest.len());

@@ -56,7 +56,7 @@ fn changed((id, record): &Change) -> Change {
         Some(Record::Workload(record)) => {
             Record::Workload(WorkloadRecord { good: Some(other), ..record })
         }
-        None => panic!("it removes"),
+        None | Some(_) => panic!("no other is made here"),
     };
     (id.clone(), Some(record))
 }

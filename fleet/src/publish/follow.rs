@@ -68,7 +68,7 @@ pub(super) struct Follower {
     pub(super) topic: String,
     gateway: String,
     generation: u64,
-    digest: String,
+    digests: Vec<String>,
     published: Instant,
     /// The report that the broker kept from before: the answer only if no other comes.
     earlier: Option<Verdict>,
@@ -82,7 +82,7 @@ impl Follower {
             topic: Topic::new(order.gateway, Kind::Reported).to_string(),
             gateway: order.gateway.to_string(),
             generation: order.generation,
-            digest: order.digest.clone(),
+            digests: order.digests(),
             published,
             earlier: None,
             verdict: Verdict::Waiting { last: None },
@@ -96,7 +96,7 @@ impl Follower {
             return None;
         }
         let verdict = match serde_json::from_slice::<ReportedState>(&message.payload) {
-            Ok(report) => judge(self.generation, &self.digest, &report),
+            Ok(report) => judge(self.generation, &self.digests, &report),
             Err(error) => Verdict::Waiting { last: Some(format!("unreadable report: {error}")) },
         };
         if message.retained && !matches!(verdict, Verdict::Waiting { .. }) {
@@ -142,9 +142,9 @@ impl Follower {
     }
 }
 
-fn judge(generation: u64, digest: &str, report: &ReportedState) -> Verdict {
+fn judge(generation: u64, digests: &[String], report: &ReportedState) -> Verdict {
     match &report.refused {
-        Some(Refused { digest: refused, refusals, omitted, .. }) if refused == digest => {
+        Some(Refused { digest: refused, refusals, omitted, .. }) if digests.contains(refused) => {
             return Verdict::Refused { refusals: refusals.clone(), omitted: *omitted };
         }
         _ => {}

@@ -1,4 +1,4 @@
-//! Signed orders read from files: checked as far as publishing needs.
+//! Signed orders, and pointers to them, read from files: checked as far as publishing needs.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -6,20 +6,51 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
+use coracle_protocol::envelope::POINTER_PAYLOAD_TYPE;
+use coracle_protocol::limits::{MAX_ENVELOPE_BYTES, MAX_PUBLISHED_BYTES};
+use coracle_protocol::pointer::Pointer;
 use coracle_protocol::{DesiredState, Envelope, GatewayId};
 
-/// One signed order, ready to be published.
+/// Where an envelope leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Leads {
+    /// It is the order.
+    Itself,
+    /// To the order with this digest.
+    To(String),
+}
+
+/// One signed order, or a pointer to one.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(crate) struct Order {
     /// Where it was read from.
-    pub(super) file: PathBuf,
-    pub(super) gateway: GatewayId,
-    pub(super) generation: u64,
+    pub(crate) file: PathBuf,
+    pub(crate) gateway: GatewayId,
+    pub(crate) generation: u64,
     /// What is published, byte for byte.
-    pub(super) envelope: Vec<u8>,
+    pub(crate) envelope: Vec<u8>,
     /// SHA-256 of the envelope in hexadecimal, as reports name it.
-    pub(super) digest: String,
+    pub(crate) digest: String,
+    pub(crate) leads: Leads,
+}
+
+impl Order {
+    /// The digests by which reports may name it.
+    pub(crate) fn digests(&self) -> Vec<String> {
+        match &self.leads {
+            Leads::Itself => vec![self.digest.clone()],
+            Leads::To(order) => vec![self.digest.clone(), order.clone()],
+        }
+    }
+}
+
+/// Reads signed orders that gateways may ask for in pieces.
+///
+/// # Errors
+/// See [`read_all`].
+pub(crate) fn read_served(files: &[PathBuf]) -> anyhow::Result<Vec<Order>> {
+    let read = |file: &PathBuf| read(file).with_context(|| format!("{}", file.display()));
+    files.iter().map(read).collect()
 }
 
 /// Reads all files.
@@ -27,11 +58,19 @@ pub(super) struct Order {
 /// # Errors
 /// A file cannot be read, is too large or is not a signed order; or two are for one gateway, of
 /// which only the last would stay.
-pub(super) fn read_all(files: &[PathBuf]) -> anyhow::Result<Vec<Order>> {
+pub(crate) fn read_all(files: &[PathBuf]) -> anyhow::Result<Vec<Order>> {
     let mut orders = Vec::new();
     let mut by_gateway: BTreeMap<GatewayId, &Path> = BTreeMap::new();
     for file in files {
         let order = read(file).with_context(|| format!("{}", file.display()))?;
+        let bytes = order.envelope.len();
+        if bytes > MAX_PUBLISHED_BYTES {
+            bail!(
+                "{}: {bytes} bytes; more than {MAX_PUBLISHED_BYTES} do not fit a packet: publish a \
+                 pointer to it (coracle-fleet order point)",
+                file.display()
+            );
+        }
         if let Some(earlier) = by_gateway.insert(order.gateway, file) {
             let (earlier, file) = (earlier.display(), file.display());
             bail!("{earlier} and {file} are both for gateway {}: give one of them", order.gateway);
@@ -41,7 +80,11 @@ pub(super) fn read_all(files: &[PathBuf]) -> anyhow::Result<Vec<Order>> {
     Ok(orders)
 }
 
-fn read(file: &Path) -> anyhow::Result<Order> {
+/// Reads one file.
+///
+/// # Errors
+/// It cannot be read, is too large, or is no signed order and no pointer.
+pub(crate) fn read(file: &Path) -> anyhow::Result<Order> {
     let bytes = if file == Path::new("-") {
         read_limited(std::io::stdin().lock())
     } else {
@@ -52,15 +95,31 @@ fn read(file: &Path) -> anyhow::Result<Order> {
 
 fn parse(file: &Path, bytes: &[u8]) -> anyhow::Result<Order> {
     let envelope = bytes.trim_ascii();
+    let file = file.into();
+    if Envelope::payload_type_of(envelope).as_deref() == Some(POINTER_PAYLOAD_TYPE) {
+        let decoded = Envelope::decode_of(POINTER_PAYLOAD_TYPE, envelope);
+        let decoded = decoded.map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
+        let pointer: Pointer = serde_json::from_slice(&decoded.payload)
+            .context("the signed payload is not a pointer")?;
+        return Ok(Order {
+            file,
+            gateway: pointer.gateway,
+            generation: pointer.generation,
+            envelope: envelope.into(),
+            digest: sha256_hex(envelope),
+            leads: Leads::To(pointer.digest),
+        });
+    }
     let decoded = Envelope::decode(envelope).map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
     let desired: DesiredState = serde_json::from_slice(&decoded.payload)
         .context("the signed payload is not a desired state")?;
     Ok(Order {
-        file: file.into(),
+        file,
         gateway: desired.gateway,
         generation: desired.generation,
         envelope: envelope.into(),
         digest: sha256_hex(envelope),
+        leads: Leads::Itself,
     })
 }
 

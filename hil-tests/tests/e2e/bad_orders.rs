@@ -2,8 +2,8 @@
 //! report, nothing changes, and the next good order is accepted.
 
 use coracle_hil::{Gateway, Signer, orders};
-use coracle_protocol::envelope::Envelope;
-use coracle_protocol::limits::{MAX_ENVELOPE_BYTES, MAX_PACKET_BYTES};
+use coracle_protocol::envelope::{Envelope, POINTER_PAYLOAD_TYPE};
+use coracle_protocol::limits::{MAX_PACKET_BYTES, MAX_SMALL_ENVELOPE_BYTES};
 use coracle_protocol::reported::ReportedState;
 use coracle_protocol::topic::Kind;
 use coracle_protocol::{DesiredState, GatewayId};
@@ -64,7 +64,11 @@ fn cases(gateway: &Gateway) -> Vec<Case> {
         case("duplicate names", signed(&duplicate), "duplicate-name"),
         case("unknown feature", signed(&requires), "unsupported-feature"),
         case("image reference", signed(&image), "invalid-image"),
-        case("oversized", vec![b' '; MAX_ENVELOPE_BYTES + 1], "too-large"),
+        case(
+            "oversized",
+            signer.sign_as(POINTER_PAYLOAD_TYPE, &[b' '; MAX_SMALL_ENVELOPE_BYTES]).encode(),
+            "too-large",
+        ),
     ]
 }
 

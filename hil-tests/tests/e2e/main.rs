@@ -18,6 +18,7 @@ mod examples_living;
 mod failed_updates;
 mod identity;
 mod killed;
+mod large_orders;
 mod link;
 mod main_job;
 mod native;
