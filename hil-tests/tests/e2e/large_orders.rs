@@ -1,7 +1,7 @@
 //! Orders that are larger than a packet: pointers by MQTT, the order itself from a web server or in
 //! pieces through the broker, over interruptions, restarts and lies.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use coracle_hil::{Gateway, Signer, orders};
 use coracle_protocol::DesiredState;
@@ -52,7 +52,7 @@ impl Large {
 }
 
 /// `coracle-fleet order publish`, in the background.
-fn publish_and_serve(gateway: &Gateway, pointer: &PathBuf, order: &Large) -> Process {
+fn publish_and_serve(gateway: &Gateway, pointer: &Path, order: &Large) -> Process {
     let args = gateway.publish_args(pointer).unwrap();
     let mut command = gateway.place().command(coracle_testbed::bin("coracle-fleet").unwrap());
     command.args(args).arg("--serve").arg(&order.signed).args(["--wait", "120"]);
