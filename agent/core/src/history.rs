@@ -376,8 +376,8 @@ impl History {
         self.failed_ends.clear();
     }
 
-    /// To be called after new orders: a unit of which something is to be different is tried once more
-    /// as a whole.
+    /// To be called after new orders, and when they are read again, because a power cut may have come
+    /// between: a unit of which something is to be different is tried once more as a whole.
     pub fn try_changed_units(&mut self, current: &Desired, previous: &Desired) {
         let differs = |workload: &&Workload| {
             let before = previous.workloads.get(&workload.name);
@@ -393,7 +393,9 @@ impl History {
         let changed: BTreeSet<_> = changed.filter_map(|workload| workload.unit.as_ref()).collect();
         for workload in current.workloads.values() {
             let is_changed = workload.unit.as_ref().is_some_and(|unit| changed.contains(unit));
-            if is_changed && self.failed_update(&workload.name).is_some() {
+            let failed = self.failed_update(&workload.name);
+            let before = failed.is_some_and(|failed| failed.generation < current.generation);
+            if is_changed && before {
                 self.change_workload(&workload.name, |record| record.failed = None);
             }
         }

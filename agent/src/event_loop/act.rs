@@ -360,6 +360,17 @@ impl<E: Execute> EventLoop<E> {
         });
     }
 
+    /// The same, waiting for it.
+    pub(super) async fn record_at_once(&mut self) {
+        let changes = self.history.take_changes();
+        if changes.is_empty() {
+            return;
+        }
+        let records = changes.iter().map(|(id, _)| id.clone()).collect();
+        let recorded = self.store.record(changes).await;
+        self.on_recorded(records, recorded);
+    }
+
     pub(super) fn on_recorded(&mut self, records: Vec<RecordId>, result: Result<(), StoreError>) {
         let now = self.clock.now();
         match result {

@@ -45,6 +45,7 @@ impl<E: Execute> EventLoop<E> {
                 self.orders.previous = previous.desired;
             }
         }
+        self.history.try_changed_units(&self.orders.current, &self.orders.previous);
         let kept = loaded.kept.into_iter().filter_map(|order| open(&order.envelope).accepted.ok());
         let kept = kept.filter(|(kept, _)| kept.gateway == self.gateway);
         let kept: Vec<_> = kept.map(|(kept, _)| kept.desired).collect();
@@ -166,6 +167,8 @@ impl<E: Execute> EventLoop<E> {
         self.generation_seen = self.generation_seen.max(stored.generation);
         let now = self.clock.now();
         rollout::settle(&self.orders, &self.observed, &mut self.history, now);
+        // What is good enough to return to is to be known as that after a power cut, too.
+        self.record_at_once().await;
         let mut orders = self.orders.clone();
         orders.advance(order.desired.clone(), &self.history, &self.observed);
         match self.store.accept(stored.clone(), orders.kept_generations()).await {

@@ -231,6 +231,7 @@ impl World {
         }
         self.history = History::new(containers, workloads, 1);
         self.orders.good.clear();
+        self.history.try_changed_units(&self.orders.current, &self.orders.previous);
         self.orders.find_good(&self.kept, &self.history);
         self.observed.busy.clear();
         self.observed.health.clear();
@@ -532,8 +533,13 @@ fn a_unit_is_taken_back_and_tried_again_as_one() {
             assert!(shown.starts_with("half.0=x web.0*=a web.1*=a"), "{shown}");
             assert!(shown.contains("half, which is of the same unit: half.0: "), "{shown}");
         }
-        // What failed with it is tried again with what is to mend it, though it is as before.
+        // What failed with it is tried again with what is to mend it, though it is as before; also if
+        // the power goes before anything but the order was stored.
         world.order(pair("b", Some("y")));
+        if killed {
+            world.power_cut();
+            world.settle_probes();
+        }
         world.rest();
         expect!["half.0=y web.0*=b web.1*=b"].assert_eq(&world.show());
         world.restart_agent();
