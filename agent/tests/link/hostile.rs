@@ -111,10 +111,16 @@ impl Peer {
         }
     }
 
-    /// Answers the subscription.
+    /// Answers the subscription: QoS 1 on every topic.
     fn grant(&mut self) {
+        self.answer_subscription(&[1; 4]);
+    }
+
+    /// Answers the subscription with one code for each of its topics.
+    fn answer_subscription(&mut self, codes: &[u8]) {
         let body = self.expect(SUBSCRIBE);
-        self.send(&[0x90, 4, body[0], body[1], 0, 1]);
+        let length = u8::try_from(3 + codes.len()).unwrap();
+        self.send(&[&[0x90, length, body[0], body[1], 0], codes].concat());
     }
 
     /// The next publish: packet id and payload (no properties).
@@ -289,8 +295,7 @@ fn refusals_are_told_in_the_brokers_words() {
     assert!(reason.contains("refused the connection: NotAuthorized"), "{reason}");
 
     let mut peer = broker.accept(&NEW_SESSION);
-    let body = peer.expect(SUBSCRIBE);
-    peer.send(&[0x90, 4, body[0], body[1], 0, 0x87]);
+    peer.answer_subscription(&[0x87, 1, 1, 1]);
     let reason = gateway.disconnected(SOON);
     assert!(reason.contains("refused the subscription to coracle/1/"), "{reason}");
     assert!(reason.contains("NotAuthorized"), "{reason}");
