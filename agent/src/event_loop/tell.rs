@@ -199,6 +199,10 @@ impl<E: Execute> EventLoop<E> {
             }
             LinkEvent::Parcel { ticket, delivery } => self.on_parcel(ticket, &delivery),
             LinkEvent::Command { .. } | LinkEvent::Receipt(_) | LinkEvent::Chunk(_) => {}
+            LinkEvent::NotSubscribed { topic, reason } => {
+                let message = format!("the broker refused the subscription to {topic}: {reason}");
+                self.happened(now, "not-subscribed", None, message);
+            }
             LinkEvent::NotPublished { document, reason } => {
                 let message = format!("{document:?} could not be published: {reason}");
                 self.happened(now, "not-published", None, message);

@@ -68,7 +68,11 @@ pub(crate) fn config(pki: &Pki, id: GatewayId, port: u16) -> LinkConfig {
         key: own.key,
         keep_alive_seconds: KEEP_ALIVE,
         session_expiry_seconds: 3600,
+        will_delay_seconds: 0,
         reconnect_window_seconds: 1,
+        alternatives: Vec::new(),
+        websocket_path: None,
+        proxy: None,
     }
 }
 

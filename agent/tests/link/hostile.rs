@@ -111,16 +111,20 @@ impl Peer {
         }
     }
 
-    /// Answers the subscription: QoS 1 on every topic.
+    /// Answers the subscription, in however many packets it comes: QoS 1 on every topic.
     fn grant(&mut self) {
         self.answer_subscription(&[1; 4]);
     }
 
     /// Answers the subscription with one code for each of its topics.
-    fn answer_subscription(&mut self, codes: &[u8]) {
-        let body = self.expect(SUBSCRIBE);
-        let length = u8::try_from(3 + codes.len()).unwrap();
-        self.send(&[&[0x90, length, body[0], body[1], 0], codes].concat());
+    fn answer_subscription(&mut self, mut codes: &[u8]) {
+        while !codes.is_empty() {
+            let body = self.expect(SUBSCRIBE);
+            let (now, later) = codes.split_at(filters(&body));
+            let length = u8::try_from(3 + now.len()).unwrap();
+            self.send(&[&[0x90, length, body[0], body[1], 0], now].concat());
+            codes = later;
+        }
     }
 
     /// The next publish: packet id and payload (no properties).
@@ -134,6 +138,16 @@ impl Peer {
     fn acknowledge(&mut self, [high, low]: [u8; 2]) {
         self.send(&[0x40, 2, high, low]);
     }
+}
+
+/// How many topics a SUBSCRIBE without properties asks for.
+fn filters(body: &[u8]) -> usize {
+    let (mut at, mut count) = (3, 0);
+    while at < body.len() {
+        at += 3 + usize::from(u16::from_be_bytes([body[at], body[at + 1]]));
+        count += 1;
+    }
+    count
 }
 
 #[test]
