@@ -85,8 +85,7 @@ impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.name)?;
         if let Some(text) = &self.text {
-            let plain: String =
-                text.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect();
+            let plain: String = text.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect();
             write!(f, " ({plain})")?;
         }
         match &self.verdict {

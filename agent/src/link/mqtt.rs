@@ -73,7 +73,7 @@ pub(super) enum Incoming {
     Subscribed { refused: Vec<(String, String)> },
     /// A message.
     Message(Message),
-    /// The oldest publish was acknowledged.
+    /// The oldest publish was acknowledged; one that is not to be acknowledged is on its way.
     Published,
     /// The oldest publish was refused.
     PublishRefused { reason: String },
@@ -214,6 +214,14 @@ enum Stage {
     Leaving,
 }
 
+/// What follows when a packet is with the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Nothing,
+    Published,
+    Left,
+}
+
 /// A subscription that is not answered: its packet id, and which topics it is for.
 struct Asked {
     id: u16,
@@ -232,8 +240,8 @@ pub(super) struct Connection {
     limits: Option<Limits>,
     incoming: BytesMut,
     outgoing: BytesMut,
-    /// What is on its way to the kernel: how it is counted.
-    sending: Option<(TrafficKind, Answer)>,
+    /// What is on its way to the kernel: how it is counted, and what follows.
+    sending: Option<(TrafficKind, Answer, Then)>,
     last_id: u16,
     in_flight: VecDeque<(u16, TrafficKind)>,
     asked: VecDeque<Asked>,
@@ -358,8 +366,7 @@ impl Connection {
             correlation_data: None,
             user_properties: Vec::new(),
         };
-        let will =
-            LastWill::new(will_topic, will.as_slice(), QoS::AtLeastOnce, true, Some(delay));
+        let will = LastWill::new(will_topic, will.as_slice(), QoS::AtLeastOnce, true, Some(delay));
         let packet = Packet::Connect(connect, Some(will), None);
         self.write(&packet, TrafficKind::KeepAlive, Answer::Packet)
     }
@@ -378,11 +385,11 @@ impl Connection {
                     publish.pkid = self.next_id();
                     self.in_flight.push_back((publish.pkid, kind));
                 }
-                let answer = match qos {
-                    QoS::AtMostOnce => Answer::None,
-                    _ => Answer::Packet,
-                };
-                self.write(&Packet::Publish(*publish), kind, answer)
+                let packet = Packet::Publish(*publish);
+                match qos {
+                    QoS::AtMostOnce => self.write_and(&packet, kind, Answer::None, Then::Published),
+                    _ => self.write(&packet, kind, Answer::Packet),
+                }
             }
             Request::Acknowledge(id) => {
                 let packet = Packet::PubAck(PubAck::new(id, None));
@@ -391,7 +398,8 @@ impl Connection {
             Request::Leave => {
                 self.stage = Stage::Leaving;
                 let normal = Disconnect::new(DisconnectReasonCode::NormalDisconnection);
-                self.write(&Packet::Disconnect(normal), TrafficKind::KeepAlive, Answer::None)
+                let packet = Packet::Disconnect(normal);
+                self.write_and(&packet, TrafficKind::KeepAlive, Answer::None, Then::Left)
             }
         }
     }
@@ -441,17 +449,30 @@ impl Connection {
         kind: TrafficKind,
         answer: Answer,
     ) -> Result<(), LinkError> {
-        self.sending = Some((kind, answer));
+        self.write_and(packet, kind, answer, Then::Nothing)
+    }
+
+    fn write_and(
+        &mut self,
+        packet: &Packet,
+        kind: TrafficKind,
+        answer: Answer,
+        then: Then,
+    ) -> Result<(), LinkError> {
+        self.sending = Some((kind, answer, then));
         self.spoken = runtime_now();
         packet.write(&mut self.outgoing, None).map(drop).map_err(|error| codec_error(&error))
     }
 
     /// All that was to be written is with the kernel.
     fn written(&mut self) -> Option<Incoming> {
-        if let Some((kind, answer)) = self.sending.take() {
-            self.parameters.meter.sent(kind, self.tally.take_sent(), answer);
+        let (kind, answer, then) = self.sending.take()?;
+        self.parameters.meter.sent(kind, self.tally.take_sent(), answer);
+        match then {
+            Then::Nothing => None,
+            Then::Published => Some(Incoming::Published),
+            Then::Left => Some(Incoming::Left),
         }
-        (self.stage == Stage::Leaving).then_some(Incoming::Left)
     }
 
     /// A whole packet, if there is one.

@@ -121,7 +121,10 @@ mod tests {
         let file = dir.path().join("credentials");
         std::fs::write(&file, "user:pass word\n").unwrap();
         let asked = text("broker.example", Some(&file));
-        assert!(asked.contains("\r\nProxy-Authorization: Basic dXNlcjpwYXNzIHdvcmQ=\r\n"), "{asked}");
+        assert!(
+            asked.contains("\r\nProxy-Authorization: Basic dXNlcjpwYXNzIHdvcmQ=\r\n"),
+            "{asked}"
+        );
         for bad in ["", "user", "user:a\nX-Other: b"] {
             std::fs::write(&file, bad).unwrap();
             let error = request("broker.example", 1, Some(&file)).unwrap_err();

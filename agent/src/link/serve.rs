@@ -249,9 +249,7 @@ impl Link {
                     service.sender.publish(&message, limits)?
                 }
             };
-            let unacknowledged = matches!(&next, Next::Parcel(parcel) if !parcel.acknowledged);
             match queued {
-                Ok(()) if unacknowledged => self.published(service).await?,
                 Ok(()) => service.asked = Some(runtime_now()),
                 Err(too_large) => self.not_published(too_large.to_string(), service).await?,
             }

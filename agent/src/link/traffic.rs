@@ -92,7 +92,8 @@ pub(super) struct Meter {
 impl Meter {
     pub(super) fn usage(&self) -> Usage {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let both = |n: usize| Bytes { sent: load(&self.sent[n]), received: load(&self.received[n]) };
+        let both =
+            |n: usize| Bytes { sent: load(&self.sent[n]), received: load(&self.received[n]) };
         Usage(std::array::from_fn(both))
     }
 

@@ -144,8 +144,7 @@ pub(super) enum Progress {
 /// Makes the connection. What goes over the network for it is in `tally` from the first byte on.
 pub(super) async fn open(way: &Way, tally: &Arc<Tally>, meter: &Meter) -> Result<Wire, LinkError> {
     let broker = way.broker.to_string();
-    let unreachable =
-        |source| LinkError::NotReachable { broker: broker.clone(), source };
+    let unreachable = |source| LinkError::NotReachable { broker: broker.clone(), source };
     let first = way.proxy.as_ref().map_or(&way.broker, |proxy| &proxy.endpoint);
     let tcp = match dial(first, meter).await {
         Ok(tcp) => tcp,
@@ -162,9 +161,8 @@ pub(super) async fn open(way: &Way, tally: &Arc<Tally>, meter: &Meter) -> Result
         proxy::tunnel(&mut counted, &way.broker.host, way.broker.port, credentials.as_deref())
             .await?;
     }
-    let name = ServerName::try_from(way.broker.host.clone()).map_err(|error| {
-        unreachable(io::Error::new(io::ErrorKind::InvalidInput, error))
-    })?;
+    let name = ServerName::try_from(way.broker.host.clone())
+        .map_err(|error| unreachable(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
     let connector = TlsConnector::from(Arc::clone(&way.tls));
     let tls = connector
         .connect(name, counted)

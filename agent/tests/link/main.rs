@@ -6,6 +6,9 @@
 mod bed;
 mod documents;
 mod failures;
+mod faults;
 mod files;
 mod hostile;
 mod orders;
+mod reasons;
+mod scripted;

@@ -1,0 +1,162 @@
+//! A broker that does what it is told, packet by packet (MQTT 5.0, OASIS standard).
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_testbed::{Pki, Place};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// For what takes milliseconds on a quiet machine.
+const SOON: Duration = Duration::from_secs(20);
+
+pub(crate) const CONNECT: u8 = 1;
+pub(crate) const PUBLISH: u8 = 3;
+pub(crate) const SUBSCRIBE: u8 = 8;
+pub(crate) const PINGREQ: u8 = 12;
+
+pub(crate) const NEW_SESSION: [u8; 5] = [0x20, 3, 0, 0, 0];
+pub(crate) const OLD_SESSION: [u8; 5] = [0x20, 3, 1, 0, 0];
+
+pub(crate) struct Hostile {
+    pub(crate) listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    pub(crate) pki: Arc<Pki>,
+    place: Arc<Place>,
+}
+
+impl Hostile {
+    pub(crate) fn new() -> Self {
+        let place = Place::new().unwrap();
+        let pki = Pki::new(&place.run().join("pki")).unwrap();
+        let server = pki.server();
+        let chain = CertificateDer::pem_file_iter(&server.cert).unwrap();
+        let key = PrivateKeyDer::from_pem_file(&server.key).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain.map(Result::unwrap).collect(), key)
+            .unwrap();
+        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+        Self { listener, tls: Arc::new(tls), pki: Arc::new(pki), place: Arc::new(place) }
+    }
+
+    /// Another broker with the same certificates.
+    pub(crate) fn another(&self) -> Self {
+        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+        let (tls, pki) = (Arc::clone(&self.tls), Arc::clone(&self.pki));
+        Self { listener, tls, pki, place: Arc::clone(&self.place) }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.listener.local_addr().unwrap().port()
+    }
+
+    /// The next connection, after its CONNECT was answered with `connack`.
+    pub(crate) fn accept(&self, connack: &[u8]) -> Peer {
+        let mut peer = self.connection();
+        peer.expect(CONNECT);
+        peer.send(connack);
+        peer
+    }
+
+    pub(crate) fn connection(&self) -> Peer {
+        let socket = self.socket();
+        let connection = ServerConnection::new(Arc::clone(&self.tls)).unwrap();
+        Peer(StreamOwned::new(connection, socket))
+    }
+
+    /// The next connection, before any TLS.
+    pub(crate) fn socket(&self) -> TcpStream {
+        self.listener.set_nonblocking(true).unwrap();
+        let socket = coracle_testbed::wait_for("a connection", 2 * SOON, || {
+            self.listener.accept().ok().map(|(socket, _)| socket)
+        });
+        let socket = socket.unwrap();
+        socket.set_nonblocking(false).unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        socket
+    }
+}
+
+pub(crate) struct Peer(pub(crate) StreamOwned<ServerConnection, TcpStream>);
+
+impl Peer {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).unwrap();
+        self.0.flush().unwrap();
+    }
+
+    /// The next packet: type and body.
+    pub(crate) fn read(&mut self) -> std::io::Result<(u8, Vec<u8>)> {
+        let mut byte = [0];
+        self.0.read_exact(&mut byte)?;
+        let (kind, mut length, mut shift) = (byte[0] >> 4, 0, 0);
+        loop {
+            self.0.read_exact(&mut byte)?;
+            length |= usize::from(byte[0] & 0x7f) << shift;
+            shift += 7;
+            if byte[0] & 0x80 == 0 {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body)?;
+        Ok((kind, body))
+    }
+
+    /// The next packet, which is to be of this type; pings are answered.
+    pub(crate) fn expect(&mut self, wanted: u8) -> Vec<u8> {
+        loop {
+            let (kind, body) = self.read().unwrap();
+            if kind == wanted {
+                return body;
+            }
+            assert_eq!(kind, PINGREQ, "{body:?}");
+            self.send(&[0xd0, 0]);
+        }
+    }
+
+    /// Answers the subscription, in however many packets it comes: QoS 1 on every topic.
+    pub(crate) fn grant(&mut self) {
+        self.answer_subscription(&[1; 4]);
+    }
+
+    /// Answers the subscription with one code for each of its topics.
+    pub(crate) fn answer_subscription(&mut self, mut codes: &[u8]) {
+        while !codes.is_empty() {
+            let body = self.expect(SUBSCRIBE);
+            let (now, later) = codes.split_at(filters(&body));
+            let length = u8::try_from(3 + now.len()).unwrap();
+            self.send(&[&[0x90, length, body[0], body[1], 0], now].concat());
+            codes = later;
+        }
+    }
+
+    /// The next publish: packet id and payload (no properties).
+    pub(crate) fn publish(&mut self) -> ([u8; 2], String) {
+        let body = self.expect(PUBLISH);
+        let at = 2 + usize::from(u16::from_be_bytes([body[0], body[1]]));
+        let payload = String::from_utf8(body[at + 3..].to_vec()).unwrap();
+        ([body[at], body[at + 1]], payload)
+    }
+
+    pub(crate) fn acknowledge(&mut self, [high, low]: [u8; 2]) {
+        self.send(&[0x40, 2, high, low]);
+    }
+}
+
+/// How many topics a SUBSCRIBE without properties asks for.
+fn filters(body: &[u8]) -> usize {
+    let (mut at, mut count) = (3, 0);
+    while at < body.len() {
+        at += 3 + usize::from(u16::from_be_bytes([body[at], body[at + 1]]));
+        count += 1;
+    }
+    count
+}
