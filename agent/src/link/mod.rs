@@ -30,6 +30,8 @@ mod outbox;
 mod proxy;
 mod route;
 mod serve;
+#[cfg(test)]
+mod storm;
 mod traffic;
 mod wire;
 
