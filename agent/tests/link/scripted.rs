@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_testbed::{Pki, Place};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -73,12 +74,9 @@ impl Hostile {
 
     /// The next connection, before any TLS.
     pub(crate) fn socket(&self) -> TcpStream {
-        self.listener.set_nonblocking(true).unwrap();
-        let socket = coracle_testbed::wait_for("a connection", 2 * SOON, || {
-            self.listener.accept().ok().map(|(socket, _)| socket)
-        });
-        let socket = socket.unwrap();
-        socket.set_nonblocking(false).unwrap();
+        // Counts for accept(2) as well: socket(7), SO_RCVTIMEO.
+        set_socket_timeout(&self.listener, Timeout::Recv, Some(2 * SOON)).unwrap();
+        let (socket, _) = self.listener.accept().expect("no connection came");
         socket.set_read_timeout(Some(SOON)).unwrap();
         socket
     }
