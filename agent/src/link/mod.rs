@@ -7,7 +7,7 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | [`mqtt`] | one connection's packets; the only user of the MQTT library |
+//! | [`mqtt`] | one connection's packets, what is asked of it by [`sender`], what they mean by [`reason`] |
 //! | [`wire`] | one connection's bytes: TCP, [`proxy`], TLS, WebSocket |
 //! | [`route`] | which server to connect to |
 //! | [`traffic`] | what it costs, by kind |
@@ -28,10 +28,10 @@ mod files;
 mod mqtt;
 mod outbox;
 mod proxy;
+mod reason;
 mod route;
+mod sender;
 mod serve;
-#[cfg(test)]
-mod storm;
 mod traffic;
 mod wire;
 
@@ -216,7 +216,7 @@ pub struct Link {
     meter: Arc<Meter>,
     /// Topics that the broker refused last time, and why.
     refused_topics: Vec<(String, String)>,
-    /// What delays are multiplied by; less than 1 in tests only.
+    /// What delays are multiplied by; 1 but in tests.
     pace: f64,
 }
 
@@ -273,6 +273,14 @@ impl Link {
             meter,
         };
         (link, handle, event_receiver)
+    }
+
+    /// Without any delay between attempts: for tests with thousands of connections, and for nothing
+    /// else.
+    #[doc(hidden)]
+    pub fn without_pauses(mut self) -> Self {
+        self.pace = 0.0;
+        self
     }
 
     /// Keeps the gateway connected until `shutdown` completes, then publishes that it is offline

@@ -25,14 +25,16 @@ use coracle_core::budget::TrafficKind;
 use coracle_protocol::limits::MAX_PACKET_BYTES;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode,
-    Filter, LastWill, LastWillProperties, Packet, PingReq, PubAck, PubAckReason, Publish,
-    PublishProperties, SubAck, Subscribe, SubscribeReasonCode, check,
+    Filter, LastWill, LastWillProperties, Packet, PingReq, PubAck, PubAckReason, SubAck, Subscribe,
+    SubscribeReasonCode, check,
 };
 use rumqttc::v5::mqttbytes::{Error as CodecError, QoS};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::error::{LinkError, Reason, Verdict};
+use super::error::LinkError;
+use super::reason::{codec_error, reason_of_connack, reason_of_disconnect, unexpected};
+use super::sender::{Limits, Request, Sender, queue};
 use super::traffic::{Answer, Meter};
 use super::wire::{self, Progress, Tally, Way, Wire};
 use crate::clock::runtime_now;
@@ -42,9 +44,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Acknowledgements that the broker may leave us owing; it sends no further message before one.
 const RECEIVE_MAXIMUM: u16 = 8;
-
-/// Room for every acknowledgement owed, a subscription, two publishes and a farewell.
-const REQUESTS: usize = 16;
 
 /// The buffer for what comes is given back when it is larger and empty.
 const LARGE_BUFFER: usize = 16 * 1024;
@@ -90,117 +89,6 @@ pub(super) struct Message {
     pub(super) packet: u16,
     pub(super) response_topic: Option<String>,
     pub(super) correlation: Vec<u8>,
-}
-
-/// A message to the broker.
-#[derive(Debug)]
-pub(super) struct Outgoing<'a> {
-    pub(super) topic: &'a str,
-    pub(super) payload: &'a [u8],
-    pub(super) retain: bool,
-    /// The broker is to acknowledge it.
-    pub(super) acknowledged: bool,
-    /// Given back to who asked for it; may be empty.
-    pub(super) correlation: &'a [u8],
-    /// What it is counted as.
-    pub(super) kind: TrafficKind,
-}
-
-/// What the broker takes.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
-    /// Largest packet, in bytes.
-    pub(super) packet: usize,
-    retain: bool,
-    /// Publishes that may be in flight.
-    receive_maximum: usize,
-}
-
-impl Limits {
-    fn of(connack: &ConnAck) -> Result<Self, LinkError> {
-        let properties = connack.properties.as_ref();
-        let receive_maximum = properties.and_then(|p| p.receive_max).unwrap_or(u16::MAX);
-        if receive_maximum == 0 {
-            return Err(LinkError::Protocol("it announced a receive maximum of 0".into()));
-        }
-        if properties.and_then(|p| p.max_qos) == Some(0) {
-            let problem = "it takes no messages that are to be acknowledged (maximum QoS 0)";
-            return Err(LinkError::Protocol(problem.into()));
-        }
-        let packet = properties.and_then(|p| p.max_packet_size).unwrap_or(u32::MAX);
-        Ok(Self {
-            packet: usize::try_from(packet).map_or(MAX_PACKET_BYTES, |p| p.min(MAX_PACKET_BYTES)),
-            retain: properties.and_then(|p| p.retain_available) != Some(0),
-            receive_maximum: receive_maximum.into(),
-        })
-    }
-}
-
-/// What a [`Connection`] is to send.
-enum Request {
-    Subscribe,
-    Publish(Box<Publish>, TrafficKind),
-    Acknowledge(u16),
-    Leave,
-}
-
-/// Queues packets for a [`Connection`]; never waits.
-pub(super) struct Sender {
-    requests: mpsc::Sender<Request>,
-}
-
-/// The packet is larger than the broker takes.
-#[derive(Debug, thiserror::Error)]
-#[error("its packet of {size} bytes is larger than the {limit} that the broker takes")]
-pub(super) struct PacketTooLarge {
-    size: usize,
-    limit: usize,
-}
-
-impl Sender {
-    /// Asks for messages on the topics, the retained ones first.
-    pub(super) fn subscribe(&self) -> Result<(), LinkError> {
-        self.queue(Request::Subscribe)
-    }
-
-    /// Publishes a message, unless it is larger than the broker takes.
-    pub(super) fn publish(
-        &self,
-        message: &Outgoing<'_>,
-        limits: Limits,
-    ) -> Result<Result<(), PacketTooLarge>, LinkError> {
-        let Outgoing { topic, payload, retain, acknowledged, correlation, kind } = *message;
-        let qos = if acknowledged { QoS::AtLeastOnce } else { QoS::AtMostOnce };
-        let properties = (!correlation.is_empty()).then(|| PublishProperties {
-            correlation_data: Some(correlation.to_vec().into()),
-            ..PublishProperties::default()
-        });
-        let mut packet = Publish::new(topic, qos, payload.to_vec(), properties);
-        packet.retain = retain && limits.retain;
-        // Its id is given when it is sent; it counts for the size.
-        packet.pkid = u16::from(acknowledged);
-        let (size, limit) = (packet.size(), limits.packet);
-        if size > limit {
-            return Ok(Err(PacketTooLarge { size, limit }));
-        }
-        self.queue(Request::Publish(Box::new(packet), kind)).map(Ok)
-    }
-
-    /// Acknowledges a message of this connection.
-    pub(super) fn acknowledge(&self, packet: u16) -> Result<(), LinkError> {
-        if packet == 0 { Ok(()) } else { self.queue(Request::Acknowledge(packet)) }
-    }
-
-    /// Takes leave, so that the broker does not publish the last will.
-    pub(super) fn leave(&self) -> Result<(), LinkError> {
-        self.queue(Request::Leave)
-    }
-
-    /// The queue has room for all that can be owed, so a connection without room is stuck.
-    fn queue(&self, request: Request) -> Result<(), LinkError> {
-        let full = |_| LinkError::Protocol("it takes no more packets".into());
-        self.requests.try_send(request).map_err(full)
-    }
 }
 
 /// How far a connection is.
@@ -256,7 +144,7 @@ pub(super) struct Connection {
 
 /// A connection that [`Connection::next`] makes and keeps.
 pub(super) fn connect(parameters: Parameters) -> (Sender, Connection) {
-    let (sender, requests) = mpsc::channel(REQUESTS);
+    let (sender, requests) = queue();
     let now = runtime_now();
     let connection = Connection {
         keep_alive: parameters.keep_alive,
@@ -279,7 +167,7 @@ pub(super) fn connect(parameters: Parameters) -> (Sender, Connection) {
         spoken: now,
         pinged: now,
     };
-    (Sender { requests: sender }, connection)
+    (sender, connection)
 }
 
 impl Connection {
@@ -640,58 +528,4 @@ impl Drop for Connection {
             self.parameters.meter.closed();
         }
     }
-}
-
-fn unexpected(what: &str) -> LinkError {
-    LinkError::Protocol(format!("it sent {what}"))
-}
-
-fn codec_error(error: &CodecError) -> LinkError {
-    LinkError::Protocol(match error {
-        CodecError::InsufficientBytes(_) => "a packet ends too soon".into(),
-        CodecError::PayloadSizeLimitExceeded { pkt_size, .. } => {
-            format!("a packet of {pkt_size} bytes is larger than the {MAX_PACKET_BYTES} allowed")
-        }
-        other => other.to_string(),
-    })
-}
-
-fn reason_of_connack(connack: ConnAck) -> Reason {
-    use ConnectReturnCode as Code;
-    let (text, reference) =
-        connack.properties.map_or((None, None), |p| (p.reason_string, p.server_reference));
-    let verdict = match connack.code {
-        Code::ServerBusy
-        | Code::ServerUnavailable
-        | Code::ServiceUnavailable
-        | Code::QuotaExceeded
-        | Code::ConnectionRateExceeded => Verdict::Busy,
-        Code::UseAnotherServer | Code::ServerMoved => Verdict::Elsewhere(reference),
-        Code::NotAuthorized
-        | Code::BadUserNamePassword
-        | Code::Banned
-        | Code::BadAuthenticationMethod
-        | Code::ClientIdentifierNotValid
-        | Code::BadClientId => Verdict::NotWelcome,
-        _ => Verdict::Other,
-    };
-    Reason { name: format!("{:?}", connack.code), text, verdict }
-}
-
-fn reason_of_disconnect(disconnect: Disconnect) -> Reason {
-    use DisconnectReasonCode as Code;
-    let (text, reference) =
-        disconnect.properties.map_or((None, None), |p| (p.reason_string, p.server_reference));
-    let verdict = match disconnect.reason_code {
-        Code::ServerBusy
-        | Code::QuotaExceeded
-        | Code::MessageRateTooHigh
-        | Code::ConnectionRateExceeded => Verdict::Busy,
-        Code::ServerShuttingDown => Verdict::ShuttingDown,
-        Code::UseAnotherServer | Code::ServerMoved => Verdict::Elsewhere(reference),
-        Code::SessionTakenOver => Verdict::TakenOver,
-        Code::NotAuthorized => Verdict::NotWelcome,
-        _ => Verdict::Other,
-    };
-    Reason { name: format!("{:?}", disconnect.reason_code), text, verdict }
 }

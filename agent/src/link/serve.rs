@@ -11,8 +11,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::error::LinkError;
-use super::mqtt::{Connection, Incoming, Limits, Message, Outgoing, Sender};
+use super::mqtt::{Connection, Incoming, Message};
 use super::outbox::{Flying, Next};
+use super::sender::{Limits, Outgoing, Sender};
 use super::traffic::kind_of;
 use super::{AckToken, Delivery, Document, End, Link, LinkEvent};
 use crate::clock::runtime_now;

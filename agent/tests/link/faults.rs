@@ -8,7 +8,9 @@ use coracle_protocol::GatewayId;
 use coracle_protocol::topic::{Kind, Topic};
 
 use crate::bed::{self, Gateway, KEEP_ALIVE, SOON, gateway_of};
-use crate::scripted::{CONNECT, Hostile, NEW_SESSION, OLD_SESSION, PINGREQ, PUBLISH, SUBSCRIBE};
+use crate::scripted::{
+    CONNECT, Hostile, NEW_SESSION, OLD_SESSION, PINGREQ, PUBLISH, SUBSCRIBE, publish,
+};
 
 fn parcel(ticket: u64) -> Parcel {
     let payload = format!("parcel {ticket}").into_bytes();
@@ -23,19 +25,7 @@ fn unacknowledged(ticket: u64) -> Parcel {
 
 /// A PUBLISH of QoS 1 without properties.
 fn message(topic: &str, packet: u16, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(topic.len()).unwrap().to_be_bytes();
-    let body = [&length, topic.as_bytes(), &packet.to_be_bytes(), &[0], payload].concat();
-    let mut frame = vec![0x32];
-    let mut left = body.len();
-    loop {
-        let more = if left >= 0x80 { 0x80 } else { 0 };
-        frame.push(u8::try_from(left % 0x80).unwrap() | more);
-        left /= 0x80;
-        if left == 0 {
-            break;
-        }
-    }
-    [frame, body].concat()
+    publish(0x32, topic, packet, &[], payload)
 }
 
 #[test]

@@ -16,4 +16,5 @@ mod orders;
 mod proxies;
 mod reasons;
 mod scripted;
+mod storm;
 mod websockets;

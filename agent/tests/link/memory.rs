@@ -8,18 +8,12 @@ use coracle_protocol::GatewayId;
 use coracle_testbed::Broker;
 
 use crate::bed::{self, place_and_pki};
+use crate::scripted::private_kb;
 
 /// Tells the process of its own what it is.
 const ALONE: &str = "CORACLE_LINK_MEMORY";
 
 const LINKS: u64 = 20;
-
-/// Memory of this process that it shares with nobody, in kB.
-fn private_kb() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
-    let lines = text.lines().filter(|line| line.starts_with("Private_"));
-    lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
-}
 
 #[test]
 fn an_idle_link_costs_less_than_300_kb() {

@@ -158,3 +158,40 @@ fn filters(body: &[u8]) -> usize {
     }
     count
 }
+
+/// A packet.
+pub(crate) fn packet(first: u8, body: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    let mut left = body.len();
+    loop {
+        let more = if left >= 0x80 { 0x80 } else { 0 };
+        frame.push(u8::try_from(left % 0x80).unwrap() | more);
+        left /= 0x80;
+        if left == 0 {
+            break;
+        }
+    }
+    [frame, body.to_vec()].concat()
+}
+
+/// A PUBLISH with this first byte, which says the QoS.
+pub(crate) fn publish(
+    first: u8,
+    topic: &str,
+    id: u16,
+    properties: &[u8],
+    payload: &[u8],
+) -> Vec<u8> {
+    let length = u16::try_from(topic.len()).unwrap().to_be_bytes();
+    let id = if first & 6 == 0 { vec![] } else { id.to_be_bytes().to_vec() };
+    let size = u8::try_from(properties.len()).unwrap();
+    let body = [&length, topic.as_bytes(), &id, &[size], properties, payload].concat();
+    packet(first, &body)
+}
+
+/// Memory of this process that it shares with nobody, in kB.
+pub(crate) fn private_kb() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+    let lines = text.lines().filter(|line| line.starts_with("Private_"));
+    lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
+}

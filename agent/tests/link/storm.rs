@@ -5,21 +5,20 @@
 //! scripted broker's and nobody else's.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
+use coracle::config::Endpoint;
+use coracle::link::{Link, LinkEvent, LinkHandle, Parcel};
 use coracle_protocol::GatewayId;
 use coracle_protocol::topic::{Kind, Topic};
 
-use super::{Link, LinkEvent, LinkHandle, Parcel};
-use crate::config::{Endpoint, LinkConfig};
-
-#[path = "../../tests/link/scripted.rs"]
-#[allow(unreachable_pub, dead_code, reason = "shared with the tests of the link")]
-mod scripted;
-
-use scripted::{CONNECT, Hostile, NEW_SESSION, OLD_SESSION, Peer, SUBSCRIBE};
+use crate::bed;
+use crate::scripted::{
+    CONNECT, Hostile, NEW_SESSION, OLD_SESSION, Peer, SUBSCRIBE, packet, private_kb, publish,
+};
 
 const SEED: u64 = 0x2545_f491_4f6c_dd1d;
 const EVENTS: usize = 100_000;
@@ -51,36 +50,6 @@ impl Random {
     fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.next().to_be_bytes()[3]).collect()
     }
-}
-
-/// Memory of this process that it shares with nobody, in kB.
-fn private_kb() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
-    let lines = text.lines().filter(|line| line.starts_with("Private_"));
-    lines.map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()).sum()
-}
-
-fn packet(first: u8, body: &[u8]) -> Vec<u8> {
-    let mut frame = vec![first];
-    let mut left = body.len();
-    loop {
-        let more = if left >= 0x80 { 0x80 } else { 0 };
-        frame.push(u8::try_from(left % 0x80).unwrap() | more);
-        left /= 0x80;
-        if left == 0 {
-            break;
-        }
-    }
-    [frame, body.to_vec()].concat()
-}
-
-/// A PUBLISH.
-fn publish(first: u8, topic: &str, id: u16, properties: &[u8], payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(topic.len()).unwrap().to_be_bytes();
-    let id = if first & 6 == 0 { vec![] } else { id.to_be_bytes().to_vec() };
-    let size = u8::try_from(properties.len()).unwrap();
-    let body = [&length, topic.as_bytes(), &id, &[size], properties, payload].concat();
-    packet(first, &body)
 }
 
 /// The broker of the storm.
@@ -177,7 +146,6 @@ impl Storm {
                 return Ok(());
             }
             1 => {
-                use std::io::Write as _;
                 let noise = self.random.bytes(40);
                 return self.broker.socket().write_all(&noise);
             }
@@ -222,7 +190,6 @@ impl Storm {
 }
 
 fn say(peer: &mut Peer, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write as _;
     peer.0.write_all(bytes)?;
     peer.0.flush()
 }
@@ -231,24 +198,6 @@ fn expect(peer: &mut Peer, wanted: u8) -> std::io::Result<Vec<u8>> {
     let (kind, body) = peer.read()?;
     assert_eq!(kind, wanted);
     Ok(body)
-}
-
-fn config(broker: &Hostile, id: GatewayId) -> LinkConfig {
-    let own = broker.pki.client(&id.to_string()).unwrap();
-    LinkConfig {
-        host: "localhost".into(),
-        port: broker.port(),
-        ca: broker.pki.ca(),
-        cert: own.cert,
-        key: own.key,
-        keep_alive_seconds: 60,
-        session_expiry_seconds: 60,
-        will_delay_seconds: 0,
-        reconnect_window_seconds: 1,
-        alternatives: vec![Endpoint { host: "nowhere.invalid".into(), port: 1 }],
-        websocket_path: None,
-        proxy: None,
-    }
 }
 
 /// The gateway's side: everything is acknowledged, and a parcel is always on its way. What became of
@@ -311,8 +260,10 @@ fn memory_stays_flat_over_a_hundred_thousand_hostile_events() {
     println!("seed {SEED:#x}");
     let id = GatewayId::random();
     let broker = Hostile::new();
-    let (mut link, handle, events) = Link::new(config(&broker, id), id, b"offline".to_vec());
-    link.pace = 0.0;
+    let mut config = bed::config(&broker.pki, id, broker.port());
+    config.alternatives = vec![Endpoint { host: "nowhere.invalid".into(), port: 1 }];
+    let (link, handle, events) = Link::new(config, id, b"offline".to_vec());
+    let link = link.without_pauses();
     let (told, tells) = mpsc::channel();
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
