@@ -275,7 +275,7 @@ impl Default for CniConfig {
 pub struct LinkTable {
     /// See [`LinkConfig::host`].
     pub host: Option<String>,
-    /// See [`LinkConfig::port`]; 8883 by default.
+    /// See [`LinkConfig::port`]; 8883 by default, 443 for a WebSocket.
     pub port: Option<u16>,
     /// See [`LinkConfig::ca`].
     pub ca: Option<PathBuf>,
@@ -283,12 +283,48 @@ pub struct LinkTable {
     pub cert: Option<PathBuf>,
     /// See [`LinkConfig::key`].
     pub key: Option<PathBuf>,
-    /// See [`LinkConfig::keep_alive_seconds`]; 60 by default, at least 5.
+    /// What the defaults below are made for.
+    pub profile: Option<LinkProfile>,
+    /// See [`LinkConfig::keep_alive_seconds`]; 300 by default, 1200 for metered links, at least 5.
     pub keep_alive_seconds: Option<u16>,
     /// See [`LinkConfig::session_expiry_seconds`]; 3600 by default.
     pub session_expiry_seconds: Option<u32>,
+    /// See [`LinkConfig::will_delay_seconds`]; 60 by default.
+    pub will_delay_seconds: Option<u32>,
     /// See [`LinkConfig::reconnect_window_seconds`]; 30 by default.
     pub reconnect_window_seconds: Option<u32>,
+    /// See [`LinkConfig::alternatives`]; none by default.
+    pub alternatives: Option<Vec<Endpoint>>,
+    /// What MQTT is spoken over; TLS by default.
+    pub transport: Option<LinkTransport>,
+    /// See [`LinkConfig::websocket_path`]; `/mqtt` by default.
+    pub websocket_path: Option<String>,
+    /// The HTTP proxy on the way, such as `http://proxy.example:3128`.
+    pub proxy: Option<ProxyUrl>,
+    /// See [`ProxyConfig::credentials`].
+    pub proxy_credentials: Option<PathBuf>,
+}
+
+/// What kind of network a link's defaults are made for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkProfile {
+    /// A byte costs next to nothing.
+    #[default]
+    Standard,
+    /// Each byte is paid for.
+    Metered,
+}
+
+/// What MQTT is spoken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LinkTransport {
+    /// TLS over TCP.
+    #[default]
+    Tls,
+    /// A WebSocket over TLS, for networks that let nothing else out.
+    Websocket,
 }
 
 impl LinkTable {
@@ -300,8 +336,15 @@ impl LinkTable {
             ca: self.ca.or(other.ca),
             cert: self.cert.or(other.cert),
             key: self.key.or(other.key),
+            profile: self.profile.or(other.profile),
             keep_alive_seconds: self.keep_alive_seconds.or(other.keep_alive_seconds),
             session_expiry_seconds: self.session_expiry_seconds.or(other.session_expiry_seconds),
+            will_delay_seconds: self.will_delay_seconds.or(other.will_delay_seconds),
+            alternatives: self.alternatives.or(other.alternatives),
+            transport: self.transport.or(other.transport),
+            websocket_path: self.websocket_path.or(other.websocket_path),
+            proxy: self.proxy.or(other.proxy),
+            proxy_credentials: self.proxy_credentials.or(other.proxy_credentials),
             reconnect_window_seconds: self
                 .reconnect_window_seconds
                 .or(other.reconnect_window_seconds),
@@ -321,25 +364,129 @@ impl LinkTable {
 
     /// The whole of it; `None` if no host or no file is named for something.
     pub fn complete(self) -> Option<LinkConfig> {
+        let keep_alive = match self.profile.unwrap_or_default() {
+            LinkProfile::Standard => 300,
+            LinkProfile::Metered => 1200,
+        };
+        let (port, websocket_path) = match self.transport.unwrap_or_default() {
+            LinkTransport::Tls => (8883, None),
+            LinkTransport::Websocket => {
+                (443, Some(self.websocket_path.unwrap_or_else(|| "/mqtt".into())))
+            }
+        };
+        let credentials = self.proxy_credentials;
         Some(LinkConfig {
             host: self.host?,
-            port: self.port.unwrap_or(8883),
+            port: self.port.unwrap_or(port),
             ca: self.ca?,
             cert: self.cert?,
             key: self.key?,
-            keep_alive_seconds: self.keep_alive_seconds.unwrap_or(60),
+            keep_alive_seconds: self.keep_alive_seconds.unwrap_or(keep_alive),
             session_expiry_seconds: self.session_expiry_seconds.unwrap_or(3600),
+            will_delay_seconds: self.will_delay_seconds.unwrap_or(60),
             reconnect_window_seconds: self.reconnect_window_seconds.unwrap_or(30),
+            alternatives: self.alternatives.unwrap_or_default(),
+            websocket_path,
+            proxy: self.proxy.map(|url| ProxyConfig { endpoint: url.0, credentials }),
         })
     }
 
     /// Checks the values that are there.
     pub fn check(&self) -> Result<(), &'static str> {
-        match self.keep_alive_seconds {
-            Some(0..5) => Err("link.keep_alive_seconds must be at least 5"),
-            _ => Ok(()),
+        if matches!(self.keep_alive_seconds, Some(0..5)) {
+            return Err("link.keep_alive_seconds must be at least 5");
+        }
+        let bad_path = |path: &String| {
+            !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic() && b != b'#')
+        };
+        if self.websocket_path.as_ref().is_some_and(bad_path) {
+            return Err("link.websocket_path must be a path such as \"/mqtt\"");
+        }
+        if self.alternatives.as_ref().is_some_and(|all| all.len() > MAX_ALTERNATIVES) {
+            return Err("link.alternatives must be at most 16");
+        }
+        Ok(())
+    }
+}
+
+/// Most servers that a broker may send a gateway to.
+const MAX_ALTERNATIVES: usize = 16;
+
+/// A host and a port, written `HOST:PORT`; IPv6 addresses in brackets.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Endpoint {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// Reads it; the port may be left out.
+    pub fn parse_with(text: &str, port: u16) -> Option<Self> {
+        let authority: http::uri::Authority = text.parse().ok()?;
+        let bracketed = authority.host();
+        let host = bracketed.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let host = host.unwrap_or(bracketed).to_ascii_lowercase();
+        // A port that is no port is none for the parser, and so are a user and a password.
+        let rest = text.strip_prefix(bracketed)?;
+        let port = if rest.is_empty() { port } else { rest.strip_prefix(':')?.parse().ok()? };
+        let named = ServerName::try_from(host.as_str()).is_ok() && port != 0;
+        named.then_some(Self { host, port })
+    }
+}
+
+impl TryFrom<String> for Endpoint {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let with_port = text.rsplit_once(':').is_some_and(|(_, port)| !port.ends_with(']'));
+        Self::parse_with(&text, 1)
+            .filter(|_| with_port)
+            .ok_or_else(|| format!("{text:?} is not of the form HOST:PORT"))
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
         }
     }
+}
+
+/// Where an HTTP proxy is, written `http://HOST:PORT`. A user and a password have no place in it,
+/// because they would be seen where it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct ProxyUrl(Endpoint);
+
+impl TryFrom<String> for ProxyUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text.contains('@') {
+            return Err("link.proxy names a user: they and their password belong in the file \
+                        link.proxy_credentials"
+                .into());
+        }
+        let rest = text.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+        rest.and_then(|rest| Endpoint::try_from(rest.to_owned()).ok())
+            .map(Self)
+            .ok_or_else(|| format!("{text:?} is no proxy, such as \"http://proxy.example:3128\""))
+    }
+}
+
+/// An HTTP proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// File with `USER:PASSWORD`, if it asks for them. Read at each connection.
+    pub credentials: Option<PathBuf>,
 }
 
 /// The broker, and how to be known there.
@@ -359,8 +506,24 @@ pub struct LinkConfig {
     pub keep_alive_seconds: u16,
     /// Seconds that the broker keeps the session after the connection is lost.
     pub session_expiry_seconds: u32,
+    /// Seconds that the broker waits after the connection is lost before it says that the gateway is
+    /// offline.
+    pub will_delay_seconds: u32,
     /// Window of the first reconnect delay, in seconds; the delay is drawn evenly from it.
     pub reconnect_window_seconds: u32,
+    /// Other servers that the broker may send this gateway to.
+    pub alternatives: Vec<Endpoint>,
+    /// Where the broker offers MQTT over a WebSocket; none to speak MQTT over TLS directly.
+    pub websocket_path: Option<String>,
+    /// The HTTP proxy on the way.
+    pub proxy: Option<ProxyConfig>,
+}
+
+impl LinkConfig {
+    /// The broker.
+    pub fn broker(&self) -> Endpoint {
+        Endpoint { host: self.host.clone(), port: self.port }
+    }
 }
 
 /// The local API.

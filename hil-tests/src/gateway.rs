@@ -294,7 +294,7 @@ impl Gateway {
         if self.options.link && self.identity_dir.is_none() {
             text.push_str(&format!(
                 "\n[link]\nhost = \"localhost\"\nport = {}\nca = {}\ncert = {}\nkey = {}\n\
-                 keep_alive_seconds = {}\nreconnect_window_seconds = {}\n",
+                 keep_alive_seconds = {}\nwill_delay_seconds = 0\nreconnect_window_seconds = {}\n",
                 self.broker.port(),
                 path(&self.pki.ca()),
                 path(&self.identity.cert),
@@ -314,7 +314,7 @@ impl Gateway {
         std::fs::create_dir_all(dir)?;
         let text = format!(
             "gateway = \"{}\"\n[link]\nhost = \"localhost\"\nport = {}\n\
-             keep_alive_seconds = {}\nreconnect_window_seconds = {}\n",
+             keep_alive_seconds = {}\nwill_delay_seconds = 0\nreconnect_window_seconds = {}\n",
             self.id,
             self.broker.port(),
             self.options.keep_alive_seconds,

@@ -200,6 +200,10 @@ impl<E: Execute> EventLoop<E> {
             LinkEvent::Parcel { ticket, delivery } => self.on_parcel(ticket, &delivery),
             LinkEvent::Chunk(piece) => self.on_chunk(&piece),
             LinkEvent::Command { .. } | LinkEvent::Receipt(_) => {}
+            LinkEvent::NotSubscribed { topic, reason } => {
+                let message = format!("the broker refused the subscription to {topic}: {reason}");
+                self.happened(now, "not-subscribed", None, message);
+            }
             LinkEvent::NotPublished { document, reason } => {
                 let message = format!("{document:?} could not be published: {reason}");
                 self.happened(now, "not-published", None, message);

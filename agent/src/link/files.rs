@@ -60,11 +60,7 @@ impl Files {
     /// # Errors
     /// A file cannot be read or used; the earlier configuration is not used in its place.
     pub(super) fn load(&mut self) -> Result<Arc<ClientConfig>, FilesError> {
-        let stamps = [
-            stamp("authorities' certificates", &self.ca)?,
-            stamp("certificate", &self.cert)?,
-            stamp("private key", &self.key)?,
-        ];
+        let stamps = self.stamps()?;
         if let Some((known, config)) = &self.current {
             if *known == stamps {
                 return Ok(Arc::clone(config));
@@ -74,6 +70,23 @@ impl Files {
         let config = Arc::new(self.read()?);
         self.current = Some((stamps, Arc::clone(&config)));
         Ok(config)
+    }
+
+    /// Whether the files are others than those of the last configuration.
+    pub(super) fn changed(&self) -> bool {
+        match (&self.current, self.stamps()) {
+            (Some((known, _)), Ok(stamps)) => *known != stamps,
+            (None, Ok(_)) => true,
+            (_, Err(_)) => false,
+        }
+    }
+
+    fn stamps(&self) -> Result<[Stamp; 3], PemFileError> {
+        Ok([
+            stamp("authorities' certificates", &self.ca)?,
+            stamp("certificate", &self.cert)?,
+            stamp("private key", &self.key)?,
+        ])
     }
 
     fn read(&self) -> Result<ClientConfig, FilesError> {

@@ -7,7 +7,10 @@
 //!
 //! | file | what it does |
 //! |---|---|
-//! | [`mqtt`] | one connection; the only user of the MQTT client, and the answer to its faults |
+//! | [`mqtt`] | one connection's packets, what is asked of it by [`sender`], what they mean by [`reason`] |
+//! | [`wire`] | one connection's bytes: TCP, [`proxy`], TLS, WebSocket |
+//! | [`route`] | which server to connect to |
+//! | [`traffic`] | what it costs, by kind |
 //! | [`serve`] | one connection's life: subscribe, deliver, acknowledge, publish, take leave |
 //! | [`outbox`] | what is to be published; the newest value alone counts |
 //! | [`files`] | certificates and key |
@@ -24,7 +27,13 @@ mod error;
 mod files;
 mod mqtt;
 mod outbox;
+mod proxy;
+mod reason;
+mod route;
+mod sender;
 mod serve;
+mod traffic;
+mod wire;
 
 use std::future::Future;
 use std::pin::pin;
@@ -37,12 +46,16 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, warn};
 
 use crate::config::LinkConfig;
-use delay::{STABLE, jitter, retry_delay};
+use delay::{Cause, failures_after, failures_before, jitter, retry_delay};
 use error::LinkError;
 use files::Files;
 pub use files::check_files;
 pub use outbox::{Delivery, Document, Parcel};
 use outbox::{Outbox, Value};
+use route::{Redirect, Route};
+use traffic::Meter;
+pub use traffic::Usage;
+use wire::Way;
 
 /// Events that wait to be read before the link waits too.
 const EVENTS: usize = 8;
@@ -52,6 +65,19 @@ const PARCELS: usize = 4;
 
 /// Acknowledgements that wait to be sent: more than the broker lets us owe.
 const ACKNOWLEDGEMENTS: usize = 64;
+
+/// Most characters of a broker's reference to another server that are told.
+const MAX_REFERENCE: usize = 200;
+
+/// How often the files are looked at while the broker does not want this gateway.
+const FILES_PERIOD: Duration = Duration::from_secs(10);
+
+/// What the fleet asks of links. Kept by whoever is told of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Window of the first reconnect delay, in place of the configured one; at most an hour counts.
+    pub reconnect_window: Option<Duration>,
+}
 
 /// What happens on the link.
 #[derive(Debug)]
@@ -100,6 +126,14 @@ pub enum LinkEvent {
         /// What became of it.
         delivery: Delivery,
     },
+    /// The broker refused a subscription other than that to orders; the link goes on without. Said
+    /// once for each topic and reason.
+    NotSubscribed {
+        /// To which topic.
+        topic: String,
+        /// Why, for people.
+        reason: String,
+    },
     /// A document could not be published. Its next value is tried, and this one on the next
     /// connection.
     NotPublished {
@@ -124,9 +158,21 @@ pub struct LinkHandle {
     presence: Arc<watch::Sender<Value>>,
     reported: Arc<watch::Sender<Value>>,
     parcels: mpsc::Sender<Parcel>,
+    hints: Arc<watch::Sender<Hints>>,
+    meter: Arc<Meter>,
 }
 
 impl LinkHandle {
+    /// What the fleet asks of this link from now on.
+    pub fn hint(&self, hints: Hints) {
+        self.hints.send_replace(hints);
+    }
+
+    /// What the link has cost since it was made.
+    pub fn usage(&self) -> Usage {
+        self.meter.usage()
+    }
+
     /// Publishes a parcel. Gives it back where as many wait as may.
     ///
     /// # Errors
@@ -165,6 +211,13 @@ pub struct Link {
     acknowledgements: mpsc::Receiver<AckToken>,
     events: mpsc::Sender<LinkEvent>,
     connections: u64,
+    route: Route,
+    hints: watch::Receiver<Hints>,
+    meter: Arc<Meter>,
+    /// Topics that the broker refused last time, and why.
+    refused_topics: Vec<(String, String)>,
+    /// What delays are multiplied by; 1 but in tests.
+    pace: f64,
 }
 
 impl std::fmt::Debug for Link {
@@ -194,8 +247,11 @@ impl Link {
         let (presence_sender, presence) = watch::channel(None);
         let (reported_sender, reported) = watch::channel(None);
         let (parcel_sender, parcels) = mpsc::channel(PARCELS);
+        let (hint_sender, hints) = watch::channel(Hints::default());
+        let meter = Arc::new(Meter::default());
         let link = Link {
             files: Files::new(config.ca.clone(), config.cert.clone(), config.key.clone()),
+            route: Route::new(config.broker(), config.alternatives.clone()),
             config,
             gateway,
             offline,
@@ -203,14 +259,28 @@ impl Link {
             acknowledgements: ack_receiver,
             events: event_sender,
             connections: 0,
+            hints,
+            meter: Arc::clone(&meter),
+            refused_topics: Vec::new(),
+            pace: 1.0,
         };
         let handle = LinkHandle {
             acknowledgements: ack_sender,
             presence: Arc::new(presence_sender),
             reported: Arc::new(reported_sender),
             parcels: parcel_sender,
+            hints: Arc::new(hint_sender),
+            meter,
         };
         (link, handle, event_receiver)
+    }
+
+    /// Without any delay between attempts: for tests with thousands of connections, and for nothing
+    /// else.
+    #[doc(hidden)]
+    pub fn without_pauses(mut self) -> Self {
+        self.pace = 0.0;
+        self
     }
 
     /// Keeps the gateway connected until `shutdown` completes, then publishes that it is offline
@@ -218,7 +288,6 @@ impl Link {
     /// more.
     pub async fn run(mut self, shutdown: impl Future<Output = ()> + Send) {
         let mut shutdown = pin!(shutdown);
-        let window = Duration::from_secs(self.config.reconnect_window_seconds.into());
         let mut failures = 0;
         let mut last_reason = String::new();
         loop {
@@ -226,14 +295,12 @@ impl Link {
                 End::Shutdown => return,
                 End::Lost { error, lasted } => (error, lasted),
             };
-            if lasted >= STABLE {
-                failures = 0;
-            }
-            let retry_in = retry_delay(window, failures, error.cause(), jitter());
-            if error.cause() == delay::Cause::Other {
-                failures = failures.saturating_add(1);
-            }
-            let reason = error.sentence();
+            let (cause, sentence) = self.judge(&error);
+            failures = failures_before(failures, cause, lasted);
+            let retry_in = retry_delay(self.window(), failures, cause, jitter());
+            let retry_in = retry_in.mul_f64(self.pace);
+            failures = failures_after(failures, cause);
+            let reason = sentence;
             let retry_in_ms = u64::try_from(retry_in.as_millis()).unwrap_or(u64::MAX);
             if reason == last_reason {
                 debug!(reason, retry_in_ms, failures, "no link to the broker");
@@ -251,17 +318,54 @@ impl Link {
             }
             tokio::select! {
                 () = shutdown.as_mut() => return,
-                () = self.wait(retry_in) => {}
+                () = self.wait(retry_in, cause) => {}
             }
         }
     }
 
-    /// Lets the time go by; acknowledgements are void meanwhile, and parcels are lost.
-    async fn wait(&mut self, duration: Duration) {
+    /// What follows from the end of a connection, and how it is told.
+    fn judge(&mut self, error: &LinkError) -> (Cause, String) {
+        let sentence = error.sentence();
+        let Some(reference) = error.elsewhere() else {
+            self.route.ended();
+            return (error.cause(), sentence);
+        };
+        match self.route.redirect(reference) {
+            Redirect::To(server) => (Cause::Redirected, format!("{sentence}; going to {server}")),
+            Redirect::Again(server) => (Cause::Other, format!("{sentence}; going to {server}")),
+            Redirect::NotAllowed => {
+                let named: String =
+                    reference.chars().filter(|c| !c.is_control()).take(MAX_REFERENCE).collect();
+                let named = if named.is_empty() { "no server".into() } else { named };
+                (
+                    Cause::Other,
+                    format!("{sentence}; it names {named}, which is not in link.alternatives"),
+                )
+            }
+        }
+    }
+
+    /// Of the first reconnect delay.
+    fn window(&self) -> Duration {
+        let configured = Duration::from_secs(self.config.reconnect_window_seconds.into());
+        self.hints.borrow().reconnect_window.unwrap_or(configured)
+    }
+
+    /// Lets the time go by; acknowledgements are void meanwhile, and parcels are lost. Ends early
+    /// when the broker did not want this gateway and there are other certificates now.
+    async fn wait(&mut self, duration: Duration, cause: Cause) {
         let mut sleep = pin!(tokio::time::sleep(duration));
+        let mut looks = tokio::time::interval(FILES_PERIOD);
+        looks.reset();
         loop {
             let ticket = tokio::select! {
                 () = sleep.as_mut() => return,
+                _ = looks.tick(), if cause == Cause::NotWelcome => {
+                    if self.files.changed() {
+                        return;
+                    }
+                    continue;
+                }
                 Some(_) = self.acknowledgements.recv() => continue,
                 ticket = self.outbox.undeliverable() => ticket,
             };
@@ -278,25 +382,24 @@ impl Link {
             Err(error) => return End::Lost { error: error.into(), lasted: Duration::ZERO },
         };
         self.connections += 1;
-        let topics = self.subscriptions();
-        let (sender, mut connection) = mqtt::connect(
-            mqtt::Parameters {
-                host: &self.config.host,
-                port: self.config.port,
-                client_id: self.gateway.to_string(),
+        let (sender, mut connection) = mqtt::connect(mqtt::Parameters {
+            way: Way {
+                broker: self.route.target().clone(),
                 tls,
-                keep_alive: Duration::from_secs(self.config.keep_alive_seconds.into()),
-                session_expiry_seconds: self.config.session_expiry_seconds,
-                will_topic: self.topic(Kind::Status),
-                will: &self.offline,
+                proxy: self.config.proxy.clone(),
+                websocket_path: self.config.websocket_path.clone(),
             },
-            topics,
-        );
+            client_id: self.gateway.to_string(),
+            keep_alive: Duration::from_secs(self.config.keep_alive_seconds.into()),
+            session_expiry_seconds: self.config.session_expiry_seconds,
+            will_topic: self.topic(Kind::Status),
+            will: self.offline.clone(),
+            will_delay_seconds: self.config.will_delay_seconds,
+            // Orders first: without them the link is of no use.
+            topics: Kind::TO_GATEWAY.into_iter().map(|kind| self.topic(kind)).collect(),
+            meter: Arc::clone(&self.meter),
+        });
         self.serve(&sender, &mut connection, shutdown).await
-    }
-
-    fn subscriptions(&self) -> Vec<String> {
-        Kind::TO_GATEWAY.into_iter().map(|kind| self.topic(kind)).collect()
     }
 
     fn topic(&self, kind: Kind) -> String {

@@ -11,8 +11,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::error::LinkError;
-use super::mqtt::{Connection, Incoming, Limits, Message, Outgoing, Sender};
+use super::mqtt::{Connection, Incoming, Message};
 use super::outbox::{Flying, Next};
+use super::sender::{Limits, Outgoing, Sender};
+use super::traffic::kind_of;
 use super::{AckToken, Delivery, Document, End, Link, LinkEvent};
 use crate::clock::runtime_now;
 
@@ -117,22 +119,22 @@ impl Link {
     ) -> Result<(), Interrupt> {
         match incoming {
             Incoming::Connected { session_present, limits } => {
-                let (host, port) = (&self.config.host, self.config.port);
-                info!(host, port, session_present, "connected to the broker");
+                let broker = self.route.target();
+                info!(%broker, session_present, "connected to the broker");
                 self.outbox.connected(session_present);
                 service.connected = Some(runtime_now());
                 service.stage = Stage::Subscribing(limits);
-                service.sender.subscribe(&self.subscriptions())?;
+                service.sender.subscribe()?;
                 service.asked = Some(runtime_now());
                 let packet_limit = limits.packet;
                 self.emit(LinkEvent::Connected { session_present, packet_limit }, service).await
             }
-            Incoming::Subscribed => {
+            Incoming::Subscribed { refused } => {
                 service.asked = None;
                 if let Stage::Subscribing(limits) = service.stage {
                     service.stage = Stage::Serving(limits);
                 }
-                Ok(())
+                self.not_subscribed(refused, service).await
             }
             Incoming::Message(message) => self.deliver(message, service).await,
             Incoming::Published => {
@@ -146,6 +148,23 @@ impl Link {
             }
             Incoming::Left => Ok(()),
         }
+    }
+
+    /// Tells of topics that were refused, each once as long as the reason is the same.
+    async fn not_subscribed(
+        &mut self,
+        refused: Vec<(String, String)>,
+        service: &mut Service<'_>,
+    ) -> Result<(), Interrupt> {
+        let known = std::mem::replace(&mut self.refused_topics, refused.clone());
+        for (topic, reason) in refused {
+            if known.iter().any(|(t, r)| *t == topic && *r == reason) {
+                continue;
+            }
+            warn!(topic, reason, "the broker refused a subscription; orders still come");
+            self.emit(LinkEvent::NotSubscribed { topic, reason }, service).await?;
+        }
+        Ok(())
     }
 
     async fn deliver(
@@ -211,6 +230,7 @@ impl Link {
                         retain: true,
                         acknowledged: true,
                         correlation: &[],
+                        kind: kind_of(document.kind()),
                     };
                     service.sender.publish(&message, limits)?
                 }
@@ -225,13 +245,12 @@ impl Link {
                         retain: false,
                         acknowledged: parcel.acknowledged,
                         correlation: &parcel.correlation,
+                        kind: kind_of(parcel.kind),
                     };
                     service.sender.publish(&message, limits)?
                 }
             };
-            let unacknowledged = matches!(&next, Next::Parcel(parcel) if !parcel.acknowledged);
             match queued {
-                Ok(()) if unacknowledged => self.published(service).await?,
                 Ok(()) => service.asked = Some(runtime_now()),
                 Err(too_large) => self.not_published(too_large.to_string(), service).await?,
             }
@@ -292,6 +311,7 @@ impl Link {
             retain: true,
             acknowledged: true,
             correlation: &[],
+            kind: kind_of(Document::Presence.kind()),
         };
         match sender.publish(&farewell, limits)? {
             Ok(()) => unanswered += 1,

@@ -5,11 +5,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use coracle::config::LinkConfig;
-use coracle::link::{AckToken, Link, LinkEvent, LinkHandle};
+use coracle::link::{AckToken, Delivery, Link, LinkEvent, LinkHandle};
 use coracle_protocol::topic::{Kind, Topic};
 use coracle_protocol::{GatewayId, Presence};
 use coracle_testbed::{Broker, Pki, Place};
 use tokio::sync::oneshot;
+
+use crate::scripted::Hostile;
 
 /// For what takes milliseconds on a quiet machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -68,8 +70,18 @@ pub(crate) fn config(pki: &Pki, id: GatewayId, port: u16) -> LinkConfig {
         key: own.key,
         keep_alive_seconds: KEEP_ALIVE,
         session_expiry_seconds: 3600,
+        will_delay_seconds: 0,
         reconnect_window_seconds: 1,
+        alternatives: Vec::new(),
+        websocket_path: None,
+        proxy: None,
     }
+}
+
+/// A gateway of a scripted broker.
+pub(crate) fn gateway_of(broker: &Hostile) -> Gateway {
+    let id = GatewayId::random();
+    Gateway::start(config(&broker.pki, id, broker.port()), id)
 }
 
 /// A running link and its events.
@@ -141,6 +153,22 @@ impl Gateway {
     pub(crate) fn disconnected(&self, timeout: Duration) -> String {
         self.wait("a lost connection", timeout, |event| match event {
             LinkEvent::Disconnected { reason, .. } => Some(reason),
+            _ => None,
+        })
+    }
+
+    /// The next lost connection: why, and when the next attempt is made.
+    pub(crate) fn lost(&self) -> (String, Duration) {
+        self.wait("a lost connection", 2 * SOON, |event| match event {
+            LinkEvent::Disconnected { reason, retry_in } => Some((reason, retry_in)),
+            _ => None,
+        })
+    }
+
+    /// What became of a parcel.
+    pub(crate) fn delivery(&self, wanted: u64) -> Delivery {
+        self.wait("what became of a parcel", 2 * SOON, |event| match event {
+            LinkEvent::Parcel { ticket, delivery } if ticket == wanted => Some(delivery),
             _ => None,
         })
     }

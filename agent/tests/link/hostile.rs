@@ -1,139 +1,19 @@
 //! Brokers that misbehave, each written out packet by packet (MQTT 5.0, OASIS standard).
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use coracle::link::{Document, LinkEvent};
 use coracle_protocol::GatewayId;
-use coracle_testbed::{Pki, Place};
-use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::HandshakeKind;
 
-use crate::bed::{self, Gateway, KEEP_ALIVE, SOON};
-
-const CONNECT: u8 = 1;
-const PUBLISH: u8 = 3;
-const SUBSCRIBE: u8 = 8;
-const PINGREQ: u8 = 12;
-
-const NEW_SESSION: [u8; 5] = [0x20, 3, 0, 0, 0];
-const OLD_SESSION: [u8; 5] = [0x20, 3, 1, 0, 0];
-
-struct Hostile {
-    listener: TcpListener,
-    tls: Arc<ServerConfig>,
-    pki: Pki,
-    _place: Place,
-}
-
-impl Hostile {
-    fn new() -> Self {
-        let (place, pki) = bed::place_and_pki();
-        let server = pki.server();
-        let chain = CertificateDer::pem_file_iter(&server.cert).unwrap();
-        let key = PrivateKeyDer::from_pem_file(&server.key).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain.map(Result::unwrap).collect(), key)
-            .unwrap();
-        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
-        Self { listener, tls: Arc::new(tls), pki, _place: place }
-    }
-
-    fn gateway(&self) -> Gateway {
-        let id = GatewayId::random();
-        let port = self.listener.local_addr().unwrap().port();
-        Gateway::start(bed::config(&self.pki, id, port), id)
-    }
-
-    /// The next connection, after its CONNECT was answered with `connack`.
-    fn accept(&self, connack: &[u8]) -> Peer {
-        let mut peer = self.connection();
-        peer.expect(CONNECT);
-        peer.send(connack);
-        peer
-    }
-
-    fn connection(&self) -> Peer {
-        self.listener.set_nonblocking(true).unwrap();
-        let socket = coracle_testbed::wait_for("a connection", 2 * SOON, || {
-            self.listener.accept().ok().map(|(socket, _)| socket)
-        });
-        let socket = socket.unwrap();
-        socket.set_nonblocking(false).unwrap();
-        socket.set_read_timeout(Some(SOON)).unwrap();
-        let connection = ServerConnection::new(Arc::clone(&self.tls)).unwrap();
-        Peer(StreamOwned::new(connection, socket))
-    }
-}
-
-struct Peer(StreamOwned<ServerConnection, TcpStream>);
-
-impl Peer {
-    fn send(&mut self, bytes: &[u8]) {
-        self.0.write_all(bytes).unwrap();
-        self.0.flush().unwrap();
-    }
-
-    /// The next packet: type and body.
-    fn read(&mut self) -> std::io::Result<(u8, Vec<u8>)> {
-        let mut byte = [0];
-        self.0.read_exact(&mut byte)?;
-        let (kind, mut length, mut shift) = (byte[0] >> 4, 0, 0);
-        loop {
-            self.0.read_exact(&mut byte)?;
-            length |= usize::from(byte[0] & 0x7f) << shift;
-            shift += 7;
-            if byte[0] & 0x80 == 0 {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body)?;
-        Ok((kind, body))
-    }
-
-    /// The next packet, which is to be of this type; pings are answered.
-    fn expect(&mut self, wanted: u8) -> Vec<u8> {
-        loop {
-            let (kind, body) = self.read().unwrap();
-            if kind == wanted {
-                return body;
-            }
-            assert_eq!(kind, PINGREQ, "{body:?}");
-            self.send(&[0xd0, 0]);
-        }
-    }
-
-    /// Answers the subscription.
-    fn grant(&mut self) {
-        let body = self.expect(SUBSCRIBE);
-        self.send(&[0x90, 4, body[0], body[1], 0, 1]);
-    }
-
-    /// The next publish: packet id and payload (no properties).
-    fn publish(&mut self) -> ([u8; 2], String) {
-        let body = self.expect(PUBLISH);
-        let at = 2 + usize::from(u16::from_be_bytes([body[0], body[1]]));
-        let payload = String::from_utf8(body[at + 3..].to_vec()).unwrap();
-        ([body[at], body[at + 1]], payload)
-    }
-
-    fn acknowledge(&mut self, [high, low]: [u8; 2]) {
-        self.send(&[0x40, 2, high, low]);
-    }
-}
+use crate::bed::{self, Gateway, KEEP_ALIVE, SOON, gateway_of};
+use crate::scripted::{Hostile, NEW_SESSION, OLD_SESSION, PINGREQ};
 
 #[test]
 fn tls_sessions_are_resumed() {
     let broker = Hostile::new();
-    let _gateway = broker.gateway();
+    let _gateway = gateway_of(&broker);
     for wanted in [HandshakeKind::Full, HandshakeKind::Resumed, HandshakeKind::Resumed] {
         let mut peer = broker.accept(&NEW_SESSION);
         peer.grant();
@@ -145,7 +25,7 @@ fn tls_sessions_are_resumed() {
 fn a_broker_whose_certificate_is_for_another_name_is_not_trusted() {
     let broker = Hostile::new();
     let id = GatewayId::random();
-    let mut config = bed::config(&broker.pki, id, broker.listener.local_addr().unwrap().port());
+    let mut config = bed::config(&broker.pki, id, broker.port());
     config.host = "127.0.0.2".into();
     let gateway = Gateway::start(config, id);
     assert!(broker.connection().read().is_err());
@@ -156,7 +36,7 @@ fn a_broker_whose_certificate_is_for_another_name_is_not_trusted() {
 #[test]
 fn a_document_over_the_brokers_limit_is_told_and_the_link_goes_on() {
     let broker = Hostile::new();
-    let gateway = broker.gateway();
+    let gateway = gateway_of(&broker);
     gateway.handle.set_presence("p".repeat(300).into_bytes());
     gateway.set_reported("small");
     // CONNACK with Maximum Packet Size (0x27) 200.
@@ -179,7 +59,7 @@ fn a_document_over_the_brokers_limit_is_told_and_the_link_goes_on() {
 fn an_acknowledgement_of_nothing_ends_the_connection_and_not_the_link() {
     for packet in [7u16, 16, 17, 60_000] {
         let broker = Hostile::new();
-        let gateway = broker.gateway();
+        let gateway = gateway_of(&broker);
         gateway.set_reported("report");
         let mut peer = broker.accept(&NEW_SESSION);
         peer.grant();
@@ -196,7 +76,7 @@ fn an_acknowledgement_of_nothing_ends_the_connection_and_not_the_link() {
 #[test]
 fn after_a_lost_session_it_subscribes_and_publishes_the_newest() {
     let broker = Hostile::new();
-    let gateway = broker.gateway();
+    let gateway = gateway_of(&broker);
     gateway.set_reported("old");
     let mut peer = broker.accept(&NEW_SESSION);
     peer.grant();
@@ -218,7 +98,7 @@ fn after_a_lost_session_it_subscribes_and_publishes_the_newest() {
 #[test]
 fn a_broker_that_takes_one_packet_at_a_time_gets_one_at_a_time() {
     let broker = Hostile::new();
-    let gateway = broker.gateway();
+    let gateway = gateway_of(&broker);
     gateway.handle.set_presence(b"presence".as_slice());
     gateway.set_reported("0");
     // Receive Maximum (0x21) 1.
@@ -238,7 +118,7 @@ fn a_broker_that_takes_one_packet_at_a_time_gets_one_at_a_time() {
 #[test]
 fn a_receive_maximum_of_nothing_is_an_error() {
     let broker = Hostile::new();
-    let gateway = broker.gateway();
+    let gateway = gateway_of(&broker);
     let _peer = broker.accept(&[0x20, 6, 0, 0, 3, 0x21, 0, 0]);
     let reason = gateway.disconnected(SOON);
     assert!(reason.contains("receive maximum of 0"), "{reason}");
@@ -247,7 +127,7 @@ fn a_receive_maximum_of_nothing_is_an_error() {
 #[test]
 fn a_server_keep_alive_of_nothing_does_not_make_it_ping_without_pause() {
     let broker = Hostile::new();
-    let gateway = broker.gateway();
+    let gateway = gateway_of(&broker);
     // Server Keep Alive (0x13) 0.
     let mut peer = broker.accept(&[0x20, 6, 0, 0, 3, 0x13, 0, 0]);
     peer.grant();
@@ -266,7 +146,7 @@ fn a_server_keep_alive_of_nothing_does_not_make_it_ping_without_pause() {
 #[test]
 fn a_broker_that_answers_pings_and_nothing_else_is_left() {
     let broker = Hostile::new();
-    let gateway = broker.gateway();
+    let gateway = gateway_of(&broker);
     gateway.set_reported("report");
     let mut peer = broker.accept(&NEW_SESSION);
     peer.grant();
@@ -283,14 +163,13 @@ fn a_broker_that_answers_pings_and_nothing_else_is_left() {
 #[test]
 fn refusals_are_told_in_the_brokers_words() {
     let broker = Hostile::new();
-    let gateway = broker.gateway();
+    let gateway = gateway_of(&broker);
     let _peer = broker.accept(&[0x20, 3, 0, 0x87, 0]);
     let reason = gateway.disconnected(SOON);
     assert!(reason.contains("refused the connection: NotAuthorized"), "{reason}");
 
     let mut peer = broker.accept(&NEW_SESSION);
-    let body = peer.expect(SUBSCRIBE);
-    peer.send(&[0x90, 4, body[0], body[1], 0, 0x87]);
+    peer.answer_subscription(&[0x87, 1, 1, 1]);
     let reason = gateway.disconnected(SOON);
     assert!(reason.contains("refused the subscription to coracle/1/"), "{reason}");
     assert!(reason.contains("NotAuthorized"), "{reason}");
@@ -306,7 +185,7 @@ fn refusals_are_told_in_the_brokers_words() {
 #[test]
 fn nonsense_ends_the_connection_and_not_the_link() {
     let broker = Hostile::new();
-    let gateway = broker.gateway();
+    let gateway = gateway_of(&broker);
     // xorshift64 (Marsaglia 2003): the same nonsense every time.
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut random = move || {
@@ -336,7 +215,7 @@ fn nonsense_ends_the_connection_and_not_the_link() {
 #[test]
 fn a_topic_that_was_not_asked_for_is_acknowledged_and_dropped() {
     let broker = Hostile::new();
-    let gateway = broker.gateway();
+    let gateway = gateway_of(&broker);
     let mut peer = broker.accept(&NEW_SESSION);
     peer.grant();
     peer.send(&[0x32, 7, 0, 1, b'x', 0, 9, 0, b'!']);

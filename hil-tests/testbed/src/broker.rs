@@ -45,6 +45,7 @@ pub struct Broker {
     process: Process,
     name: String,
     port: u16,
+    websocket_port: u16,
     socket: PathBuf,
     configuration: PathBuf,
     place: Place,
@@ -76,7 +77,7 @@ impl Broker {
     /// Starts one with other rules for gateways and further lines of mosquitto.conf(5), such as
     /// `max_packet_size 1000`.
     pub fn start_with(place: &Place, pki: &Pki, rules: &[&str], lines: &str) -> Result<Self> {
-        let port = free_port()?;
+        let (port, websocket_port) = (free_port()?, free_port()?);
         let name = format!("broker{}", place.number());
         let (dir, data) = (place.run().join(&name), place.data().join(&name));
         std::fs::create_dir(&dir)?;
@@ -88,14 +89,27 @@ impl Broker {
         // Newer releases insist on it.
         std::fs::set_permissions(&acl, std::fs::Permissions::from_mode(0o600))?;
         let configuration = dir.join("mosquitto.conf");
-        std::fs::write(&configuration, settings(&dir, &data, pki, port, lines))?;
+        std::fs::write(&configuration, settings(&dir, &data, pki, [port, websocket_port], lines))?;
         let process = launch(place, &name, &configuration, &socket, port)?;
-        Ok(Self { process, name, port, socket, configuration, place: place.clone() })
+        Ok(Self {
+            process,
+            name,
+            port,
+            websocket_port,
+            socket,
+            configuration,
+            place: place.clone(),
+        })
     }
 
     /// The TLS port on 127.0.0.1 (also `localhost` in its certificate).
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The same over WebSockets, at any path.
+    pub fn websocket_port(&self) -> u16 {
+        self.websocket_port
     }
 
     /// Its log: connections, subscriptions, errors.
@@ -236,10 +250,26 @@ fn launch(
     Ok(process)
 }
 
-fn settings(dir: &Path, data: &Path, pki: &Pki, port: u16, lines: &str) -> String {
+fn settings(dir: &Path, data: &Path, pki: &Pki, ports: [u16; 2], lines: &str) -> String {
     let (dir, data) = (dir.display(), data.display());
     let (ca, server) = (pki.ca(), pki.server());
     let (ca, cert, key) = (ca.display(), server.cert.display(), server.key.display());
+    let listener = |port: u16, protocol: &str| {
+        format!(
+            "listener {port} 127.0.0.1
+protocol {protocol}
+cafile {ca}
+certfile {cert}
+keyfile {key}
+require_certificate true
+use_identity_as_username true
+use_username_as_clientid true
+allow_anonymous false
+acl_file {dir}/acl
+"
+        )
+    };
+    let listeners = [listener(ports[0], "mqtt"), listener(ports[1], "websockets")].join("\n");
     format!(
         "per_listener_settings true
 user root
@@ -253,16 +283,7 @@ log_type information
 log_type subscribe
 {lines}
 
-listener {port} 127.0.0.1
-cafile {ca}
-certfile {cert}
-keyfile {key}
-require_certificate true
-use_identity_as_username true
-use_username_as_clientid true
-allow_anonymous false
-acl_file {dir}/acl
-
+{listeners}
 listener 0 {dir}/mqtt.sock
 allow_anonymous true
 "
