@@ -20,6 +20,7 @@ macro_rules! broker {
             const MAKE: coracle_testbed::Make = $make;
             broker!(@matrix [$($ignore)?]
                 orders_come_live_retained_and_after_a_reconnect
+                what_comes_while_away_is_kept_as_documented
                 presence_is_retained_and_the_last_will_says_offline
                 the_newest_report_is_retained
                 a_command_and_its_result_keep_response_topic_and_correlation
