@@ -68,6 +68,17 @@ broker!(
 );
 broker!(rabbitmq_4_0, coracle_testbed::Make::RabbitMq40, ignore = "scripts/brokers rabbitmq_4_0");
 
+mod mosquitto_2_0_with_settings_for_each_listener {
+    /// Its rules are asked when a message comes, and it then knows no listener of who is away.
+    #[test]
+    #[ignore = "scripts/brokers mosquitto_2_0"]
+    fn what_comes_while_away_is_kept_as_documented() {
+        crate::matrix::what_comes_while_away_is_kept_as_documented(
+            coracle_testbed::Make::Mosquitto20PerListener,
+        );
+    }
+}
+
 /// Whether it is RabbitMQ, which does some things in its own way.
 fn is_rabbitmq(make: Make) -> bool {
     make == Make::RabbitMq40

@@ -83,7 +83,9 @@ impl Broker {
         Self::launch_new(place, pki, None, rules, lines)
     }
 
-    /// Starts another release, by its name under `target/brokers`, such as `mosquitto-2.1`.
+    /// Starts another release, by its name under `target/brokers`, such as `mosquitto-2.1`. Its
+    /// rules are those of all its listeners, so nothing comes by its back door; `lines` may say
+    /// `per_listener_settings true`, with what that means (docs/brokers.md).
     pub fn start_release(place: &Place, pki: &Pki, name: &str, lines: &str) -> Result<Self> {
         Self::launch_new(place, pki, Some(Root::find(name)?), GATEWAY_RULES, lines)
     }
@@ -107,7 +109,9 @@ impl Broker {
         // Newer releases insist on it.
         std::fs::set_permissions(&acl, std::fs::Permissions::from_mode(0o600))?;
         let configuration = dir.join("mosquitto.conf");
-        std::fs::write(&configuration, settings(&dir, &data, pki, port, lines))?;
+        let apart = if root.is_none() { "per_listener_settings true\n" } else { "" };
+        let lines = format!("{apart}{lines}");
+        std::fs::write(&configuration, settings(&dir, &data, pki, port, &lines))?;
         let process = launch(place, root.as_ref(), &name, &configuration, &socket, port)?;
         let place = place.clone();
         Ok(Self { process, name, port, socket, configuration, data, root, place })
@@ -271,8 +275,7 @@ fn settings(dir: &Path, data: &Path, pki: &Pki, port: u16, lines: &str) -> Strin
     let (ca, server) = (pki.ca(), pki.server());
     let (ca, cert, key) = (ca.display(), server.cert.display(), server.key.display());
     format!(
-        "per_listener_settings true
-user root
+        "user root
 persistence true
 persistence_location {data}/
 log_dest stdout

@@ -18,6 +18,8 @@ pub enum Make {
     Mosquitto,
     /// mosquitto 2.0 of a later release of the distribution.
     Mosquitto20,
+    /// The same with `per_listener_settings`.
+    Mosquitto20PerListener,
     /// mosquitto 2.1.
     Mosquitto21,
     /// RabbitMQ 4.0.
@@ -47,14 +49,18 @@ impl AnyBroker {
     pub fn start(make: Make, place: &Place, pki: &Pki, terms: &Terms) -> Result<Self> {
         let lines = terms.packet_limit.map(|bytes| format!("max_packet_size {bytes}"));
         let lines = lines.unwrap_or_default();
-        let release = |name| Broker::start_release(place, pki, name, &lines).map(Self::Mosquitto);
+        let release =
+            |name, lines: &str| Broker::start_release(place, pki, name, lines).map(Self::Mosquitto);
         match make {
             Make::Mosquitto => {
                 let rules = crate::broker::GATEWAY_RULES;
                 Broker::start_with(place, pki, rules, &lines).map(Self::Mosquitto)
             }
-            Make::Mosquitto20 => release("mosquitto-2.0"),
-            Make::Mosquitto21 => release("mosquitto-2.1"),
+            Make::Mosquitto20 => release("mosquitto-2.0", &lines),
+            Make::Mosquitto20PerListener => {
+                release("mosquitto-2.0", &format!("per_listener_settings true\n{lines}"))
+            }
+            Make::Mosquitto21 => release("mosquitto-2.1", &lines),
             Make::RabbitMq40 => {
                 let (gateways, limit) = (&terms.gateways, terms.packet_limit);
                 RabbitMq::start(place, pki, "rabbitmq-4.0", gateways, limit).map(Self::RabbitMq)
