@@ -17,11 +17,11 @@ const LONGEST_WINDOW: Duration = Duration::from_secs(300);
 const OWN_NETWORK_WINDOW: Duration = Duration::from_secs(2);
 
 /// A connection that lasted this long starts the backoff from its beginning again.
-pub(super) const STABLE: Duration = Duration::from_secs(60);
+pub const STABLE: Duration = Duration::from_secs(60);
 
 /// What is known about why there is no connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
+pub enum Cause {
     /// This gateway has no route at all: its own network is down.
     OwnNetwork,
     /// Anything else.
@@ -30,7 +30,7 @@ pub(super) enum Cause {
 
 /// The delay before the next attempt. `failures` counts the attempts that failed since the last
 /// stable connection; `jitter` is drawn evenly from 0 to 1.
-pub(super) fn retry_delay(window: Duration, failures: u32, cause: Cause, jitter: f64) -> Duration {
+pub fn retry_delay(window: Duration, failures: u32, cause: Cause, jitter: f64) -> Duration {
     let widened = match cause {
         Cause::OwnNetwork => OWN_NETWORK_WINDOW,
         Cause::Other => {
@@ -42,7 +42,7 @@ pub(super) fn retry_delay(window: Duration, failures: u32, cause: Cause, jitter:
 }
 
 /// A number drawn evenly from 0 to 1; the middle if the system has no randomness to give.
-pub(super) fn jitter() -> f64 {
+pub fn jitter() -> f64 {
     use ring::rand::{SecureRandom as _, SystemRandom};
     let mut bytes = [0; 4];
     match SystemRandom::new().fill(&mut bytes) {
