@@ -59,10 +59,28 @@ impl Client {
         name: &str,
         client_id: &str,
     ) -> Result<Self, Closed> {
+        Self::connect_with_will(pki, port, name, client_id, None)
+    }
+
+    /// The same, with a retained will of QoS 1 on this topic, which is said a second after the
+    /// connection is lost (section 3.1.3.2.2).
+    pub(crate) fn connect_with_will(
+        pki: &Pki,
+        port: u16,
+        name: &str,
+        client_id: &str,
+        will: Option<&str>,
+    ) -> Result<Self, Closed> {
         let mut stream = connect_tls(pki, port, &pki.client(name).unwrap());
-        // MQTT 5, clean start, keep-alive 60 s, no properties.
-        let mut body = vec![0, 4, b'M', b'Q', b'T', b'T', 5, 2, 0, 60, 0];
+        let flags = if will.is_some() { 0b0010_1110 } else { 2 };
+        // MQTT 5, clean start, keep-alive 60 s, session expiry 60 s.
+        let mut body = vec![0, 4, b'M', b'Q', b'T', b'T', 5, flags, 0, 60, 5, 0x11, 0, 0, 0, 60];
         text(&mut body, client_id);
+        if let Some(topic) = will {
+            body.extend([5, 0x18, 0, 0, 0, 1]);
+            text(&mut body, topic);
+            text(&mut body, "will");
+        }
         stream.write_all(&frame(0x10, &body)).map_err(|_| Closed(None))?;
         let mut client = Self {
             stream,

@@ -3,7 +3,7 @@
 use coracle_protocol::topic::{Kind, Topic};
 use coracle_testbed::Make;
 
-use crate::client::Beside;
+use crate::client::{Beside, Client};
 use crate::is_rabbitmq;
 use crate::site::Site;
 
@@ -44,4 +44,21 @@ pub(crate) fn a_wildcard_gives_retained_messages_as_documented(make: Make) {
     assert_eq!(came.len(), usize::from(!is_rabbitmq(make)), "{came:?}");
     fleet.subscribe(&topic).unwrap();
     fleet.wait("what is retained", |message| message.retained && message.payload == b"presence");
+}
+
+/// What a gateway without a delay says is retained everywhere: see the matrix.
+pub(crate) fn a_delayed_will_comes_and_is_retained_as_documented(make: Make) {
+    let site = Site::new(make);
+    let topic = Topic::new(site.id, Kind::Status).to_string();
+    let mut fleet = site.fleet();
+    fleet.subscribe(&topic).unwrap();
+    let (id, port) = (site.id.to_string(), site.broker.port());
+    let gateway = Client::connect_with_will(&site.pki, port, &id, &id, Some(&topic)).unwrap();
+    drop(gateway);
+    fleet.wait("the will", |message| message.payload == b"will");
+    drop(fleet);
+    let mut fleet = site.fleet();
+    fleet.subscribe(&topic).unwrap();
+    let came = fleet.messages().unwrap();
+    assert_eq!(came.len(), usize::from(!is_rabbitmq(make)), "{came:?}");
 }
