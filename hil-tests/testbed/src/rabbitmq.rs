@@ -163,8 +163,10 @@ fn definitions(clients: &[String]) -> serde_json::Value {
     // What RabbitMQ makes for a client's session carries the client's id.
     let permission = |name: &str| {
         let own = format!("mqtt-(subscription|will)-{name}(qos[01])?");
-        let used = format!("^({own}|amq\\.topic)$");
-        json!({"user": name, "vhost": "/", "configure": format!("^{own}$"), "write": used, "read": used})
+        let read = format!("^({own}|amq\\.topic)$");
+        // By the default exchange a delayed will comes into its queue.
+        let write = format!("^({own}|amq\\.topic|amq\\.default)$");
+        json!({"user": name, "vhost": "/", "configure": format!("^{own}$"), "write": write, "read": read})
     };
     let topics = |name: &str, write: &str, read: &str| json!({"user": name, "vhost": "/", "exchange": "amq.topic", "write": write, "read": read});
     let mut users = vec![user(FLEET)];
