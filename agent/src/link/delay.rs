@@ -28,14 +28,14 @@ const NOT_WELCOME_FACTOR: u32 = 10;
 const QUICK_WINDOW: Duration = Duration::from_secs(2);
 
 /// A connection that lasted this long starts the backoff from its beginning again.
-const STABLE: Duration = Duration::from_secs(60);
+pub const STABLE: Duration = Duration::from_secs(60);
 
 /// The same where two push each other out: each then lasts as long as the other waits.
 const UNDISTURBED: Duration = Duration::from_secs(7200);
 
 /// What is known about why there is no connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
+pub enum Cause {
     /// This gateway has no route at all: its own network is down.
     OwnNetwork,
     /// The broker has too much to do.
@@ -54,7 +54,7 @@ pub(super) enum Cause {
 
 /// The delay before the next attempt. `failures` counts the attempts that failed since the last
 /// stable connection; `jitter` is drawn evenly from 0 to 1.
-pub(super) fn retry_delay(window: Duration, failures: u32, cause: Cause, jitter: f64) -> Duration {
+pub fn retry_delay(window: Duration, failures: u32, cause: Cause, jitter: f64) -> Duration {
     let window = window.clamp(SHORTEST_WINDOW, LONGEST_HINT);
     let widened = |times: u32, longest: Duration| {
         let factor = 1u32.checked_shl(failures).unwrap_or(u32::MAX);
@@ -87,7 +87,7 @@ pub(super) fn failures_after(failures: u32, cause: Cause) -> u32 {
 }
 
 /// A number drawn evenly from 0 to 1; the middle if the system has no randomness to give.
-pub(super) fn jitter() -> f64 {
+pub fn jitter() -> f64 {
     use ring::rand::{SecureRandom as _, SystemRandom};
     let mut bytes = [0; 4];
     match SystemRandom::new().fill(&mut bytes) {

@@ -22,7 +22,7 @@
 //! therefore come more than once, also after it was acknowledged. Deliberately not here: what an
 //! envelope says, whether it is trusted, and what the published documents contain.
 
-mod delay;
+pub mod delay;
 mod error;
 mod files;
 mod mqtt;

@@ -17,6 +17,7 @@ use anyhow::{Context as _, ensure};
 use crate::pki::Pki;
 use crate::place::Place;
 use crate::process::{Process, run_with_input};
+use crate::root::Root;
 use crate::{Result, free_port, installed, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -48,6 +49,9 @@ pub struct Broker {
     websocket_port: u16,
     socket: PathBuf,
     configuration: PathBuf,
+    data: PathBuf,
+    /// Where another release of it lies; none for the installed one.
+    root: Option<Root>,
     place: Place,
 }
 
@@ -77,6 +81,23 @@ impl Broker {
     /// Starts one with other rules for gateways and further lines of mosquitto.conf(5), such as
     /// `max_packet_size 1000`.
     pub fn start_with(place: &Place, pki: &Pki, rules: &[&str], lines: &str) -> Result<Self> {
+        Self::launch_new(place, pki, None, rules, lines)
+    }
+
+    /// Starts another release, by its name under `target/brokers`, such as `mosquitto-2.1`. Its
+    /// rules are those of all its listeners, so nothing comes by its back door; `lines` may say
+    /// `per_listener_settings true`, with what that means (docs/brokers.md).
+    pub fn start_release(place: &Place, pki: &Pki, name: &str, lines: &str) -> Result<Self> {
+        Self::launch_new(place, pki, Some(Root::find(name)?), GATEWAY_RULES, lines)
+    }
+
+    fn launch_new(
+        place: &Place,
+        pki: &Pki,
+        root: Option<Root>,
+        rules: &[&str],
+        lines: &str,
+    ) -> Result<Self> {
         let (port, websocket_port) = (free_port()?, free_port()?);
         let name = format!("broker{}", place.number());
         let (dir, data) = (place.run().join(&name), place.data().join(&name));
@@ -89,17 +110,13 @@ impl Broker {
         // Newer releases insist on it.
         std::fs::set_permissions(&acl, std::fs::Permissions::from_mode(0o600))?;
         let configuration = dir.join("mosquitto.conf");
-        std::fs::write(&configuration, settings(&dir, &data, pki, [port, websocket_port], lines))?;
-        let process = launch(place, &name, &configuration, &socket, port)?;
-        Ok(Self {
-            process,
-            name,
-            port,
-            websocket_port,
-            socket,
-            configuration,
-            place: place.clone(),
-        })
+        let apart = if root.is_none() { "per_listener_settings true\n" } else { "" };
+        let lines = format!("{apart}{lines}");
+        let ports = [port, websocket_port];
+        std::fs::write(&configuration, settings(&dir, &data, pki, ports, &lines))?;
+        let process = launch(place, root.as_ref(), &name, &configuration, &socket, port)?;
+        let place = place.clone();
+        Ok(Self { process, name, port, websocket_port, socket, configuration, data, root, place })
     }
 
     /// The TLS port on 127.0.0.1 (also `localhost` in its certificate).
@@ -135,10 +152,16 @@ impl Broker {
     /// Starts it again on the same port, with what it had saved.
     pub fn start_again(&mut self) -> Result<()> {
         if !self.process.is_running() {
-            let (name, config) = (&self.name, &self.configuration);
-            self.process = launch(&self.place, name, config, &self.socket, self.port)?;
+            let (name, config, root) = (&self.name, &self.configuration, self.root.as_ref());
+            self.process = launch(&self.place, root, name, config, &self.socket, self.port)?;
         }
         Ok(())
+    }
+
+    /// Throws away what it had saved: sessions and retained messages. It must not run.
+    pub fn forget(&self) -> Result<()> {
+        std::fs::remove_dir_all(&self.data)?;
+        Ok(std::fs::create_dir(&self.data)?)
     }
 
     /// A black hole (SIGSTOP): connections stay open, and new ones open, but nothing answers.
@@ -234,12 +257,16 @@ fn parse_message(line: &str) -> Option<Message> {
 
 fn launch(
     place: &Place,
+    root: Option<&Root>,
     name: &str,
     configuration: &Path,
     socket: &Path,
     port: u16,
 ) -> Result<Process> {
-    let mut command = Command::new(installed("mosquitto")?);
+    let mut command = match root {
+        Some(root) => root.command(place, "/usr/sbin/mosquitto")?,
+        None => Command::new(installed("mosquitto")?),
+    };
     command.arg("-c").arg(configuration);
     let mut process = place.spawn(name, &command)?;
     process.wait_until("the broker listens", LIMIT, || {
@@ -271,8 +298,7 @@ acl_file {dir}/acl
     };
     let listeners = [listener(ports[0], "mqtt"), listener(ports[1], "websockets")].join("\n");
     format!(
-        "per_listener_settings true
-user root
+        "user root
 persistence true
 persistence_location {data}/
 log_dest stdout

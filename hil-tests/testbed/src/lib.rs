@@ -8,6 +8,8 @@
 //! | [`containerd`] | a private containerd 1.6, 1.7, 2.x or the system's |
 //! | [`broker`] | mosquitto with mutual TLS and per-gateway topic rules |
 //! | [`pki`] | a test certificate authority and what it signs, good and bad |
+//! | [`rabbitmq`] | RabbitMQ with its MQTT plugin, for the same |
+//! | [`brokers`] | brokers of several makes and releases behind one interface |
 //! | [`image`] | OCI images made from installed packages |
 //! | [`registry`] | the distribution's `docker-registry`, and pushing to it |
 //! | [`faulty`] | a registry, or a web server with files, that fails as told |
@@ -17,6 +19,7 @@
 //! start as shipped binaries (see [`bin`]).
 
 pub mod broker;
+pub mod brokers;
 pub mod containerd;
 pub mod faulty;
 pub mod http;
@@ -24,9 +27,11 @@ pub mod image;
 pub mod pki;
 pub mod place;
 pub mod process;
+pub mod rabbitmq;
 pub mod registry;
 
 mod procfs;
+mod root;
 mod sweep;
 
 use std::net::TcpListener;
@@ -36,6 +41,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 
 pub use crate::broker::Broker;
+pub use crate::brokers::{AnyBroker, Make};
 pub use crate::containerd::{Containerd, Version};
 pub use crate::faulty::FaultyRegistry;
 pub use crate::image::{Image, Index};
