@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_core::digest::sha256_hex;
 use coracle_core::key::PublicKey;
-use coracle_protocol::envelope::Signature;
+use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Signature};
 use coracle_protocol::{Code, Envelope, Refusal};
 use ring::signature::{ED25519, UnparsedPublicKey};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
@@ -36,7 +36,7 @@ struct TrustedKey {
 /// A signed order with a good signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// The desired state, byte for byte as signed.
+    /// The document, byte for byte as signed.
     pub payload: Vec<u8>,
     /// Id of the trusted key that signed it: the first 16 hexadecimal digits of its SHA-256.
     pub key_id: String,
@@ -109,7 +109,15 @@ impl TrustedKeys {
     /// One refusal of the order as a whole: not an envelope (see [`Envelope::decode`]), signed by
     /// nobody who is trusted, or a trusted key's signature that does not fit.
     pub fn verify(&self, bytes: &[u8]) -> Result<Verified, Refusal> {
-        let envelope = Envelope::decode(bytes)?;
+        self.verify_of(DESIRED_PAYLOAD_TYPE, bytes)
+    }
+
+    /// The same for an envelope of another type, such as that of a command.
+    ///
+    /// # Errors
+    /// See [`TrustedKeys::verify`].
+    pub fn verify_of(&self, payload_type: &str, bytes: &[u8]) -> Result<Verified, Refusal> {
+        let envelope = Envelope::decode_of(payload_type, bytes)?;
         if self.keys.is_empty() {
             let message = "this gateway trusts no key: see the conditions identity and trust";
             return Err(Refusal::whole(Code::UNTRUSTED_KEY, message));
