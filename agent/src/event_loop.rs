@@ -8,23 +8,27 @@
 //! |---|---|
 //! | `act` | begins what the plan says, takes in what came of it |
 //! | `alive` | signs of life for the service manager |
+//! | `commands` | commands of the fleet: journalled, begun, ended; their results and output |
 //! | `by_hand` | workloads that somebody starts, stops, drains, restarts |
 //! | `local` | what only this gateway can tell: volumes, public keys |
 //! | `look` | what exists: lists, exits, containerd coming and going |
 //! | `lead` | what probes say, and where shared ports lead |
 //! | `obey` | orders: judged, stored, acknowledged, put into force |
+//! | `receipts` | what the fleet says that it holds |
 //! | `parcels` | what goes to the fleet one at a time, the most important first |
 //! | `tell` | reports, presence, status |
 
 mod act;
 mod alive;
 mod by_hand;
+mod commands;
 mod lead;
 mod local;
 mod look;
 mod obey;
 mod operations;
 mod parcels;
+mod receipts;
 mod tell;
 
 use std::collections::BTreeMap;
@@ -42,7 +46,7 @@ use coracle_core::report::Conditions;
 use coracle_core::traffic::Traffic;
 use coracle_protocol::presence::Machine;
 use coracle_protocol::reported::Refused;
-use coracle_protocol::{GatewayId, Timestamp};
+use coracle_protocol::{CommandId, GatewayId, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::info;
@@ -64,6 +68,7 @@ use crate::trust::TrustedKeys;
 
 use operations::LongOperations;
 
+pub use commands::Means;
 pub use local::Local;
 
 /// Everything that can happen.
@@ -103,6 +108,8 @@ pub enum Done {
     Shared(Traffic, Result<(), Failure>),
     /// Whether the store gave its sign of life.
     StoreAnswered(bool),
+    /// Work for a command.
+    Command(CommandId, commands::Done),
     /// Nothing: it was called off.
     CalledOff,
 }
@@ -149,6 +156,8 @@ pub struct Setup<E> {
     pub local: Local,
     /// Who was ready before.
     pub readiness: Readiness,
+    /// What commands are done with.
+    pub means: Means,
 }
 
 /// The state of the agent.
@@ -208,6 +217,7 @@ pub struct EventLoop<E> {
     readiness: Readiness,
     telling: tell::Telling,
     parcels: parcels::Parcels,
+    commands: commands::Doing,
 }
 
 #[derive(Debug)]
@@ -280,6 +290,7 @@ impl<E: Execute> EventLoop<E> {
             readiness: setup.readiness,
             telling: tell::Telling::default(),
             parcels: parcels::Parcels::default(),
+            commands: commands::Doing::new(setup.means),
         }
     }
 
@@ -345,6 +356,7 @@ impl<E: Execute> EventLoop<E> {
             Event::Done(Done::Acted(outcome)) => self.on_outcome(*outcome),
             Event::Done(Done::Looked { epoch, seen }) => self.on_looked(epoch, seen),
             Event::Done(Done::Recorded(containers, result)) => self.on_recorded(containers, result),
+            Event::Done(Done::Command(id, done)) => self.on_command_done(id, done),
             Event::Done(Done::StoreAnswered(answered)) => self.on_store_answered(answered),
             Event::Done(Done::CalledOff) => {}
             Event::Wake => {}
@@ -368,6 +380,7 @@ impl<E: Execute> EventLoop<E> {
         self.ask_and_share(now);
         self.record();
         self.say_leftovers();
+        self.step_commands(now).await;
         self.tell(now).await;
         self.send_parcels();
     }
@@ -384,6 +397,7 @@ impl<E: Execute> EventLoop<E> {
             self.telling.due(),
             self.leading.due(),
             self.life.due(),
+            self.commands.due(),
             Some(self.look_around_at),
         ];
         moments.into_iter().flatten().min().map(|moment| self.clock.until(moment))

@@ -251,6 +251,7 @@ pub struct LogQuery {
 ///     \-> rejected | expired
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum CommandState {
     /// The gateway has it, for good, and has not begun.

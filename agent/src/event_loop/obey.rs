@@ -50,6 +50,7 @@ impl<E: Execute> EventLoop<E> {
         let kept: Vec<_> = kept.map(|(kept, _)| kept.desired).collect();
         self.orders.find_good(&kept, &self.history);
         self.give_secrets();
+        self.commands.restore(loaded.talk.commands, loaded.talk.all_commands);
         for candidate in loaded.candidates {
             if self.adopt(candidate).await {
                 break;
@@ -276,7 +277,7 @@ impl<E: Execute> EventLoop<E> {
         self.condition("orders", ConditionStatus::True, "accepted", "no order is refused");
     }
 
-    fn acknowledge(&self, token: Option<AckToken>) {
+    pub(super) fn acknowledge(&self, token: Option<AckToken>) {
         if let (Some(link), Some(token)) = (&self.link, token) {
             link.acknowledge(token);
         }
