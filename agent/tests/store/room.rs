@@ -56,7 +56,7 @@ fn changed((id, record): &Change) -> Change {
         Some(Record::Workload(record)) => {
             Record::Workload(WorkloadRecord { good: Some(other), ..record })
         }
-        None => panic!("it removes"),
+        _ => panic!("it is of no such kind"),
     };
     (id.clone(), Some(record))
 }
