@@ -88,6 +88,10 @@ mod tests {
             command("stop-workload", Some("web"), CommandState::Succeeded, None),
             command("reboot", None, CommandState::Rejected, Some("not-allowed")),
         ];
-        expect![[""]].assert_eq(&render(&commands, NOW, &PLAIN));
+        expect![[r#"
+            STATE      SINCE      COMMAND            WHY
+            succeeded  1 min ago  stop-workload web  web stops, until it is started by hand
+            rejected   1 min ago  reboot             not-allowed
+        "#]].assert_eq(&render(&commands, NOW, &PLAIN));
     }
 }
