@@ -22,7 +22,7 @@ use crate::api::{Api, ApiError, Remote};
 use crate::artifacts::Artifacts;
 use crate::config::{ApiConfig, Config};
 use crate::containerd::Containerd;
-use crate::event_loop::{EventLoop, Local, Setup, Sources};
+use crate::event_loop::{EventLoop, Local, Means, Setup, Sources};
 use crate::execute::{Around, Executor, Native, chain};
 use crate::health::{Finding, Health};
 use crate::images::{Images, ImagesError};
@@ -30,6 +30,7 @@ use crate::large_orders::LargeOrders;
 use crate::link::Link;
 use crate::mounts::Mounts;
 use crate::network::Networks;
+use crate::output::without_passwords;
 use crate::policy::Installed;
 use crate::preflight::Preflight;
 use crate::readiness::Readiness;
@@ -122,6 +123,10 @@ async fn daemon(config: Config) -> Result<()> {
         manager: ServiceManager::default(),
         local,
         readiness: Readiness::open(&config.runtime_dir),
+        means: Means {
+            reboot: config.reboot.clone(),
+            configuration: without_passwords(&format!("{config:#?}")),
+        },
     });
     event_loop.restore(loaded, random_seed()).await;
     networks.begin_sweep();

@@ -62,6 +62,9 @@ pub struct Config {
     /// Software that is no image.
     #[serde(default)]
     pub artifacts: ArtifactsConfig,
+    /// How the machine is booted anew.
+    #[serde(default)]
+    pub reboot: RebootConfig,
     /// Registries that need more than HTTPS with the system's certificates.
     #[serde(default)]
     pub registries: Vec<RegistryConfig>,
@@ -100,6 +103,22 @@ impl Default for ContainerdConfig {
             runtime: "io.containerd.runc.v2".into(),
             cgroup: "/coracle".into(),
         }
+    }
+}
+
+/// How the machine is booted anew, where the policy allows a command to do so.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RebootConfig {
+    /// The program that is asked.
+    pub program: PathBuf,
+    /// What it is told.
+    pub arguments: Vec<String>,
+}
+
+impl Default for RebootConfig {
+    fn default() -> Self {
+        Self { program: "/usr/bin/systemctl".into(), arguments: vec!["reboot".into()] }
     }
 }
 
@@ -750,6 +769,9 @@ impl Config {
         config.logs.check()?;
         config.templates.check()?;
         config.artifacts.check()?;
+        if !config.reboot.program.is_absolute() {
+            return Err("reboot.program must be an absolute path".into());
+        }
         for registry in &config.registries {
             if registry.plain_http && registry.ca.is_some() {
                 return Err(format!(
@@ -835,6 +857,8 @@ mod tests {
         assert!(error.contains("templates.program"), "{error}");
         let error = Config::parse("[artifacts]\nprefix = \"native\"").unwrap_err();
         assert!(error.contains("artifacts.prefix"), "{error}");
+        let error = Config::parse("[reboot]\nprogram = \"reboot\"").unwrap_err();
+        assert!(error.contains("reboot.program"), "{error}");
         let error = Config::parse("[artifacts.limits]\nratio = 0").unwrap_err();
         assert!(error.contains("artifacts.limits"), "{error}");
     }

@@ -8,18 +8,21 @@
 //! |---|---|
 //! | `act` | begins what the plan says, takes in what came of it |
 //! | `alive` | signs of life for the service manager |
+//! | `commands` | commands of the fleet: journalled, begun, ended; their results and output |
 //! | `by_hand` | workloads that somebody starts, stops, drains, restarts |
 //! | `local` | what only this gateway can tell: volumes, public keys |
 //! | `look` | what exists: lists, exits, containerd coming and going |
 //! | `large` | orders that are larger than a packet: where they are, what has come of them |
 //! | `lead` | what probes say, and where shared ports lead |
 //! | `obey` | orders: judged, stored, acknowledged, put into force |
+//! | `receipts` | what the fleet says that it holds |
 //! | `parcels` | what goes to the fleet one at a time, the most important first |
 //! | `tell` | reports, presence, status |
 
 mod act;
 mod alive;
 mod by_hand;
+mod commands;
 mod large;
 mod lead;
 mod local;
@@ -27,6 +30,7 @@ mod look;
 mod obey;
 mod operations;
 mod parcels;
+mod receipts;
 mod tell;
 
 use std::collections::BTreeMap;
@@ -44,7 +48,7 @@ use coracle_core::report::Conditions;
 use coracle_core::traffic::Traffic;
 use coracle_protocol::presence::Machine;
 use coracle_protocol::reported::Refused;
-use coracle_protocol::{GatewayId, Timestamp};
+use coracle_protocol::{CommandId, GatewayId, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::info;
@@ -67,6 +71,7 @@ use crate::trust::TrustedKeys;
 
 use operations::LongOperations;
 
+pub use commands::Means;
 pub use local::Local;
 
 /// Everything that can happen.
@@ -108,6 +113,8 @@ pub enum Done {
     LargeOrder(String, Result<Fetched, LargeOrderError>),
     /// Whether the store gave its sign of life.
     StoreAnswered(bool),
+    /// Work for a command.
+    Command(CommandId, commands::Done),
     /// Nothing: it was called off.
     CalledOff,
 }
@@ -156,6 +163,8 @@ pub struct Setup<E> {
     pub local: Local,
     /// Who was ready before.
     pub readiness: Readiness,
+    /// What commands are done with.
+    pub means: Means,
 }
 
 /// The state of the agent.
@@ -215,6 +224,7 @@ pub struct EventLoop<E> {
     readiness: Readiness,
     telling: tell::Telling,
     parcels: parcels::Parcels,
+    commands: commands::Doing,
     large: large::Large,
 }
 
@@ -288,6 +298,7 @@ impl<E: Execute> EventLoop<E> {
             readiness: setup.readiness,
             telling: tell::Telling::default(),
             parcels: parcels::Parcels::default(),
+            commands: commands::Doing::new(setup.means),
             large: large::Large::new(setup.large_orders),
         }
     }
@@ -354,6 +365,7 @@ impl<E: Execute> EventLoop<E> {
             Event::Done(Done::Acted(outcome)) => self.on_outcome(*outcome),
             Event::Done(Done::Looked { epoch, seen }) => self.on_looked(epoch, seen),
             Event::Done(Done::Recorded(containers, result)) => self.on_recorded(containers, result),
+            Event::Done(Done::Command(id, done)) => self.on_command_done(id, done),
             Event::Done(Done::LargeOrder(digest, result)) => {
                 self.on_large_order(&digest, result).await;
             }
@@ -381,6 +393,7 @@ impl<E: Execute> EventLoop<E> {
         self.ask_and_share(now);
         self.record();
         self.say_leftovers();
+        self.step_commands(now).await;
         self.tell(now).await;
         self.send_parcels();
     }
@@ -398,6 +411,7 @@ impl<E: Execute> EventLoop<E> {
             self.telling.due(),
             self.leading.due(),
             self.life.due(),
+            self.commands.due(),
             Some(self.look_around_at),
         ];
         moments.into_iter().flatten().min().map(|moment| self.clock.until(moment))

@@ -73,12 +73,33 @@ pub const ARTIFACTS_POINTS: &[&str] = &[
     "purge.deleted",
 ];
 
+/// Every point in the life of a command.
+pub const COMMANDS_POINTS: &[&str] = &[
+    "command.read",
+    "command.accepted",
+    "command.acknowledged",
+    "command.beginning",
+    "command.begun",
+    "command.doing",
+    "command.rebooting",
+    "command.done",
+    "command.giving",
+    "command.given",
+    "command.ending",
+    "command.ended",
+    "command.telling",
+    "command.told",
+    "command.receipt",
+    "command.received",
+];
+
 /// The folders whose points are gone through by name. What is not listed would never be tried.
 #[cfg(debug_assertions)]
 const LISTED: &[(&str, &[&str])] = &[
     ("/src/store/", STORE_POINTS),
     ("/src/mounts/", MOUNTS_POINTS),
     ("/src/artifacts/", ARTIFACTS_POINTS),
+    ("/src/event_loop/commands", COMMANDS_POINTS),
 ];
 
 /// One step. It is named on standard error when the process ends here.

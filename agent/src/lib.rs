@@ -2,7 +2,7 @@
 //!
 //! The house is a pyramid: `main`, `agent`, `event_loop`, `execute`, the adapters, then
 //! `coracle-core` and `coracle-protocol`. The adapters (`runtime`, `images`, `artifacts`, `mounts`, `network`,
-//! `store`, `link`, `trust`, `health`, `api`, `cli`) never use each other; what two of them need is
+//! `store`, `link`, `trust`, `health`, `output`, `api`, `cli`) never use each other; what two of them need is
 //! on the ground floor (`containerd`, `config`, `clock`).
 
 pub mod agent;
@@ -36,6 +36,7 @@ pub mod machine;
 pub mod mounts;
 pub mod native_status;
 pub mod network;
+pub mod output;
 pub mod pem_file;
 pub mod policy;
 pub mod ports;
@@ -44,6 +45,7 @@ pub mod probes;
 pub mod progress;
 pub mod provision;
 pub mod readiness;
+pub mod reboot;
 pub mod runtime;
 pub mod seccomp_profile;
 pub mod secret_env;

@@ -18,6 +18,7 @@ use coracle_protocol::Timestamp;
 use nix::unistd::{AccessFlags, access};
 
 use crate::config::LogsConfig;
+use crate::status::LogLine;
 
 mod backward;
 mod reader;
@@ -149,6 +150,24 @@ pub fn forget(dir: &Path, keep: &BTreeSet<ContainerId>) -> io::Result<Vec<Contai
         }
     }
     Ok(removed)
+}
+
+/// What was said, as the API and commands give it.
+pub fn line_of(id: &ContainerId, item: &Item) -> LogLine {
+    let record = match item {
+        Item::Record(record) => Some(record),
+        Item::Gap => None,
+    };
+    LogLine {
+        container: id.as_str().to_owned(),
+        time: record.map(|record| record.time.to_string()),
+        stream: record.map_or(Stream::Coracle, |record| record.stream).name().into(),
+        partial: record.is_some_and(|record| record.partial),
+        text: match record {
+            Some(record) => String::from_utf8_lossy(&record.text).into_owned(),
+            None => "lines are missing: removed before they were read".to_owned(),
+        },
+    }
 }
 
 /// Longest line that is looked at; a longer one is none of ours.

@@ -14,6 +14,7 @@ use coracle_core::backoff::Retry;
 use coracle_core::desired::{CAPABILITIES, Seccomp};
 use coracle_core::name::ResourceName;
 use coracle_core::policy::{ALL, HostPath, Policy, Resource};
+use coracle_protocol::command::Action;
 use serde::Deserialize;
 
 use crate::seccomp_profile;
@@ -90,6 +91,14 @@ struct File {
     seccomp_unconfined: bool,
     seccomp_dir: PathBuf,
     max_memory_mib: Option<u64>,
+    commands: BTreeMap<String, Permission>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Permission {
+    Allow,
+    Deny,
 }
 
 #[derive(Debug, Deserialize)]
@@ -126,6 +135,7 @@ impl Default for File {
             seccomp_unconfined: policy.seccomp_unconfined,
             seccomp_dir: "/etc/coracle/seccomp".into(),
             max_memory_mib: policy.max_memory_mib,
+            commands: BTreeMap::new(),
         }
     }
 }
@@ -164,6 +174,7 @@ impl Installed {
             seccomp_unconfined: file.seccomp_unconfined,
             seccomp_profiles,
             max_memory_mib: file.max_memory_mib,
+            commands: commands(&file.commands),
         };
         let state = match bad {
             None => State { good: true, reason, message },
@@ -250,6 +261,12 @@ fn parse(text: &str) -> Result<File, String> {
             return Err(format!("capabilities: {name:?} is no capability of Linux (nor ALL)"));
         }
     }
+    for kind in file.commands.keys() {
+        if !Action::KINDS.contains(&kind.as_str()) {
+            let known = Action::KINDS.join(", ");
+            return Err(format!("commands: {kind:?} is no kind of command; there are {known}"));
+        }
+    }
     if !file.seccomp_dir.is_absolute() {
         return Err("seccomp_dir must be an absolute path".into());
     }
@@ -257,6 +274,16 @@ fn parse(text: &str) -> Result<File, String> {
         return Err("max_memory_mib is 0: nothing could ever run".into());
     }
     Ok(file)
+}
+
+/// The kinds of commands that are done, where the file says something else than the default.
+fn commands(said: &BTreeMap<String, Permission>) -> BTreeSet<&'static str> {
+    let default = Policy::default().commands;
+    let allowed = |kind: &&'static str| match said.get(*kind) {
+        Some(permission) => *permission == Permission::Allow,
+        None => default.contains(kind),
+    };
+    Action::KINDS.into_iter().filter(allowed).collect()
 }
 
 fn check_device(path: &str) -> Result<(), String> {
@@ -351,6 +378,18 @@ mod tests {
         assert!(policy.granted(&DeviceRequest::Resource("gps".into())).is_some());
         assert!(policy.capabilities.contains("CAP_NET_ADMIN"));
         assert_eq!(policy.memory_mib(Some(512)), Some(400));
+        assert!(policy.allows_command("reboot") && !policy.allows_command("read-logs"));
+        assert!(policy.allows_command("stop-workload"));
+    }
+
+    #[test]
+    fn a_gateway_is_not_rebooted_from_afar_unless_its_policy_says_so() {
+        assert!(!Policy::default().allows_command("reboot"));
+        assert!(load("[commands]\nreboot = \"allow\"").policy.allows_command("reboot"));
+        assert!(!load("[commands]\nreport = \"deny\"").policy.allows_command("report"));
+        let broken = load("[commands]\nreboot = \"perhaps\"").policy;
+        let allowed = |kind: &&str| broken.allows_command(kind);
+        assert_eq!(Action::KINDS.into_iter().filter(allowed).collect::<Vec<_>>(), ["report"]);
     }
 
     #[test]
@@ -378,6 +417,8 @@ mod tests {
             ("capabilities = [\"CAP_NETADMIN\"]", "\"CAP_NETADMIN\" is no capability"),
             ("capabilities = [\"NET_ADMIN\"]", "\"NET_ADMIN\" is no capability"),
             ("seccomp_dir = \"seccomp\"", "seccomp_dir must be an absolute path"),
+            ("[commands]\nlaunch = \"deny\"", "\"launch\" is no kind of command"),
+            ("[commands]\nreboot = true", "commands"),
             ("max_memory_mib = 0", "nothing could ever run"),
             ("max_memory_mib = -1", "max_memory_mib"),
             ("no toml at all", "not valid"),

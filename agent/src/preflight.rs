@@ -35,6 +35,11 @@ impl Preflight {
         Self { secrets, policy, templates }
     }
 
+    /// What the gateway's owner allows.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
     /// These orders are in force: from now on their secrets can be given. Those of the previous
     /// orders too, whose definitions may stand in.
     pub fn in_force(&self, gateway: GatewayId, orders: &Orders) {

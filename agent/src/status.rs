@@ -1,7 +1,7 @@
 //! What the local API says and the command line shows: the shapes that both share, and the calls
 //! that the API makes of the event loop.
 
-use coracle_protocol::{GatewayId, Refusal, ReportedState, Timestamp};
+use coracle_protocol::{CommandState, GatewayId, Refusal, ReportedState, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -153,6 +153,41 @@ pub struct LogLine {
     pub text: String,
 }
 
+/// `GET /v1/commands`: a command of the fleet, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CommandStatus {
+    /// Its id, a UUID of version 7.
+    pub id: String,
+    /// What is to be done, such as `stop-workload`.
+    pub kind: String,
+    /// To what, if that has a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// What became of it so far.
+    pub state: CommandState,
+    /// One word for programs, where it was not done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// For people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// When it was made, by the clock of who made it.
+    pub made_at: Timestamp,
+    /// When it came to its state, by the gateway's clock.
+    pub at: Timestamp,
+    /// Whether the fleet holds its final result.
+    pub received: bool,
+}
+
+/// `GET /v1/commands`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CommandsStatus {
+    /// The newest first.
+    pub commands: Vec<CommandStatus>,
+}
+
 /// `DELETE /v1/volumes/NAME`: it is gone. An object that may come to say more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -299,6 +334,8 @@ pub enum Call {
     Operations(oneshot::Sender<Operations>),
     /// One of these, by its id.
     Operation(String, oneshot::Sender<Option<OperationStatus>>),
+    /// The commands that are known.
+    Commands(oneshot::Sender<CommandsStatus>),
     /// What secrets for this gateway are sealed with, or why that cannot be told.
     SecretsKey(oneshot::Sender<Result<SecretsKey, String>>),
     /// What tokens of workloads are verified with, a JWK Set, or why that cannot be told.

@@ -8,8 +8,8 @@ use anyhow::{Context as _, anyhow};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use coracle_protocol::desired::{Container, Network, RestartPolicy, Stop, Workload};
-use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Envelope, Signature};
-use coracle_protocol::{DesiredState, GatewayId};
+use coracle_protocol::envelope::{COMMAND_PAYLOAD_TYPE, DESIRED_PAYLOAD_TYPE, Envelope, Signature};
+use coracle_protocol::{Command, DesiredState, GatewayId};
 use coracle_testbed::Result;
 use ring::signature::Ed25519KeyPair;
 
@@ -82,6 +82,12 @@ impl Signer {
     pub fn sign(&self, order: &DesiredState) -> Vec<u8> {
         let text = serde_json::to_vec(order).unwrap_or_default();
         self.sign_bytes(&text).encode()
+    }
+
+    /// A signed command.
+    pub fn sign_command(&self, command: &Command) -> Vec<u8> {
+        let text = serde_json::to_vec(command).unwrap_or_default();
+        self.sign_as(COMMAND_PAYLOAD_TYPE, &text).encode()
     }
 
     /// An envelope around any bytes, called a desired state and signed.

@@ -32,6 +32,12 @@ impl CommandId {
         let at = uuid::Timestamp::from_unix(uuid::NoContext, now.unix(), 0);
         Self(Uuid::new_v7(at))
     }
+
+    /// When it was made, by the clock of who made it.
+    pub fn made_at(self) -> Timestamp {
+        let at = self.0.get_timestamp().map_or(0, |at| at.to_unix().0);
+        Timestamp::from_unix(at)
+    }
 }
 
 impl TryFrom<Uuid> for CommandId {
@@ -160,6 +166,67 @@ pub enum Action {
     Reboot {},
 }
 
+impl Action {
+    /// Every kind, as it stands in documents and in a gateway's policy.
+    pub const KINDS: [&str; 14] = [
+        "install-artifact",
+        "remove-artifact",
+        "list-artifacts",
+        "start-workload",
+        "drain-workload",
+        "stop-workload",
+        "restart-workload",
+        "read-logs",
+        "follow-logs",
+        "extend-lease",
+        "cancel",
+        "report",
+        "collect-diagnostics",
+        "reboot",
+    ];
+
+    /// Its kind: one of [`Action::KINDS`].
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::InstallArtifact { .. } => "install-artifact",
+            Self::RemoveArtifact { .. } => "remove-artifact",
+            Self::ListArtifacts {} => "list-artifacts",
+            Self::StartWorkload { .. } => "start-workload",
+            Self::DrainWorkload { .. } => "drain-workload",
+            Self::StopWorkload { .. } => "stop-workload",
+            Self::RestartWorkload { .. } => "restart-workload",
+            Self::ReadLogs(_) => "read-logs",
+            Self::FollowLogs { .. } => "follow-logs",
+            Self::ExtendLease { .. } => "extend-lease",
+            Self::Cancel { .. } => "cancel",
+            Self::Report {} => "report",
+            Self::CollectDiagnostics {} => "collect-diagnostics",
+            Self::Reboot {} => "reboot",
+        }
+    }
+
+    /// What it is about, as far as that has a name: an artifact, a workload, a command.
+    pub fn target(&self) -> Option<String> {
+        match self {
+            Self::InstallArtifact { artifact, .. } | Self::RemoveArtifact { artifact } => {
+                Some(artifact.clone())
+            }
+            Self::StartWorkload { workload }
+            | Self::DrainWorkload { workload }
+            | Self::StopWorkload { workload }
+            | Self::RestartWorkload { workload } => Some(workload.clone()),
+            Self::ReadLogs(query) | Self::FollowLogs { query, .. } => Some(query.workload.clone()),
+            Self::ExtendLease { command, .. } | Self::Cancel { command } => {
+                Some(command.to_string())
+            }
+            Self::ListArtifacts {}
+            | Self::Report {}
+            | Self::CollectDiagnostics {}
+            | Self::Reboot {} => None,
+        }
+    }
+}
+
 /// What of a workload's logs is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogQuery {
@@ -184,6 +251,7 @@ pub struct LogQuery {
 ///     \-> rejected | expired
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum CommandState {
     /// The gateway has it, for good, and has not begun.
@@ -280,6 +348,7 @@ mod tests {
     fn ids_rise_with_time_and_are_of_version_7_only() {
         let at = |seconds| CommandId::new(Timestamp::from_unix(seconds));
         assert!(at(1_700_000_000) < at(1_700_000_001));
+        assert_eq!(at(1_700_000_000).made_at(), Timestamp::from_unix(1_700_000_000));
         let id = at(1_700_000_000);
         assert_eq!(id.to_string().parse::<CommandId>().unwrap(), id);
         let json = serde_json::to_string(&id).unwrap();
@@ -297,5 +366,15 @@ mod tests {
         let follow = Action::FollowLogs { query, lease_seconds: 60 };
         assert_eq!(serde_json::from_str::<Action>(json).unwrap(), follow);
         assert!(serde_json::from_str::<Action>(r#"{"kind":"launch"}"#).is_err());
+        let json = serde_json::to_value(&follow).unwrap();
+        assert_eq!(json["kind"], follow.kind());
+        for kind in Action::KINDS {
+            // Each is known: what is missing is its fields, if it has any.
+            let read = serde_json::from_value::<Action>(serde_json::json!({ "kind": kind }));
+            match read {
+                Ok(action) => assert_eq!(action.kind(), kind),
+                Err(error) => assert!(error.to_string().contains("missing field"), "{error}"),
+            }
+        }
     }
 }

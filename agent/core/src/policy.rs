@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use coracle_protocol::command::Action;
 use coracle_protocol::{Code, Refusal};
 
 use crate::desired::{Container, DeviceRequest, Network, Seccomp};
@@ -38,6 +39,12 @@ const FIRST_GROUP: u32 = 1000;
 /// Stands for every capability in [`Policy::capabilities`].
 pub const ALL: &str = "ALL";
 
+/// The kind of command that is not done unless the policy says so.
+const REBOOT: &str = "reboot";
+
+/// The kind of command that is done whatever is wrong with the policy.
+const REPORT: &str = "report";
+
 /// What orders may ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -62,6 +69,8 @@ pub struct Policy {
     pub seccomp_profiles: BTreeSet<String>,
     /// Memory that all workloads together may have, in MiB; all of the gateway's if `None`.
     pub max_memory_mib: Option<u64>,
+    /// Kinds of commands that are done: see [`Action::KINDS`].
+    pub commands: BTreeSet<&'static str>,
 }
 
 /// A path of the gateway that may be mounted.
@@ -96,14 +105,16 @@ pub struct Granted {
 
 impl Default for Policy {
     /// What holds where no policy was written: the gateway's network, native services but not as
-    /// root, and nothing else of it.
+    /// root, and nothing else of it. Every command but a reboot.
     fn default() -> Self {
-        Self { host_network: true, native_services: true, ..Self::strictest() }
+        let commands = Action::KINDS.into_iter().filter(|kind| *kind != REBOOT).collect();
+        Self { host_network: true, native_services: true, commands, ..Self::strictest() }
     }
 }
 
 impl Policy {
-    /// Nothing of the gateway is given to anybody.
+    /// Nothing of the gateway is given to anybody, and it does no command but to report, which says
+    /// nothing that it would not say by itself.
     pub fn strictest() -> Self {
         Self {
             host_network: false,
@@ -116,7 +127,13 @@ impl Policy {
             seccomp_unconfined: false,
             seccomp_profiles: BTreeSet::new(),
             max_memory_mib: None,
+            commands: [REPORT].into(),
         }
+    }
+
+    /// Whether commands of this kind are done.
+    pub fn allows_command(&self, kind: &str) -> bool {
+        self.commands.contains(kind)
     }
 
     /// Memory that all workloads together may have, in MiB, on a gateway that has so much.

@@ -21,7 +21,7 @@ use super::request::Asked;
 use super::routes::{Answer, Route};
 use crate::error_chain::chain;
 use crate::logs::{self, Item, Pattern, Run, Selection, Sources, Stream, parse_since};
-use crate::status::{KeptLog, LogLine};
+use crate::status::KeptLog;
 
 /// Media types of lines.
 const LINES: &str = "application/x-ndjson";
@@ -221,31 +221,18 @@ fn batch(sources: &mut Sources, text: bool) -> io::Result<Bytes> {
     let mut bytes = Vec::new();
     while bytes.len() < BATCH {
         let Some((id, item, _)) = sources.next_item()? else { break };
-        let record = match item {
-            Item::Record(record) => Some(record),
-            Item::Gap => None,
-        };
-        match (text, record) {
-            (true, Some(record)) if record.stream != Stream::Coracle => {
+        if !text {
+            write(&mut bytes, &logs::line_of(&id, &item))?;
+            continue;
+        }
+        match item {
+            Item::Record(record) if record.stream != Stream::Coracle => {
                 bytes.extend_from_slice(&record.text);
                 if !record.partial {
                     bytes.push(b'\n');
                 }
             }
-            (true, _) => {}
-            (false, record) => {
-                let line = LogLine {
-                    container: id.as_str().to_owned(),
-                    time: record.as_ref().map(|record| record.time.to_string()),
-                    stream: record.as_ref().map_or(Stream::Coracle, |r| r.stream).name().into(),
-                    partial: record.as_ref().is_some_and(|record| record.partial),
-                    text: match &record {
-                        Some(record) => String::from_utf8_lossy(&record.text).into_owned(),
-                        None => "lines are missing: removed before they were read".to_owned(),
-                    },
-                };
-                write(&mut bytes, &line)?;
-            }
+            _ => {}
         }
     }
     Ok(bytes.into())

@@ -24,6 +24,7 @@ use crate::status::Call;
 mod access;
 mod artifacts;
 mod calls;
+mod commands;
 mod connection;
 mod document;
 mod event_stream;

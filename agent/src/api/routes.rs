@@ -11,8 +11,8 @@ use super::parameters::Parameter;
 use super::reply::Answered;
 use super::request::Asked;
 use super::{
-    artifacts, document, events, keys, logs, operations, orders, services, status, volumes,
-    workloads,
+    artifacts, commands, document, events, keys, logs, operations, orders, services, status,
+    volumes, workloads,
 };
 
 /// All resources, a file each.
@@ -27,6 +27,7 @@ pub(super) static TABLE: &[&[Route]] = &[
     services::ROUTES,
     status::ROUTES,
     volumes::ROUTES,
+    commands::ROUTES,
     workloads::ROUTES,
 ];
 

@@ -33,6 +33,7 @@ mod apply;
 mod artifact;
 mod asking;
 mod client;
+mod commands;
 mod config_file;
 mod events;
 mod failure;
@@ -168,6 +169,12 @@ pub enum ClientCommand {
         "coracle restart --wait 120 web        until all of them are others, and ready"
     ))]
     Restart(operate::Args),
+    /// Tell what the fleet asked of this gateway, and what became of it
+    #[command(after_help = examples!(
+        "coracle commands",
+        "coracle commands --json | jq -r '.commands[] | select(.state == \"failed\").message'"
+    ))]
+    Commands(commands::Args),
     /// List the named volumes with size, last use and users; remove those that nobody uses
     #[command(after_help = examples!(
         "coracle volumes",
@@ -278,6 +285,7 @@ pub fn run(socket: PathBuf, command: ClientCommand) -> Result<Outcome, Failure> 
         ClientCommand::Stop(args) => operate::run(socket, Operation::Stop, &args),
         ClientCommand::Drain(args) => operate::run(socket, Operation::Drain, &args),
         ClientCommand::Restart(args) => operate::run(socket, Operation::Restart, &args),
+        ClientCommand::Commands(args) => commands::run(socket, &args),
         ClientCommand::Volumes(args) => volumes::run(socket, &args),
         ClientCommand::Artifact(command) => artifact::run(socket, &command),
         ClientCommand::Service(command) => service::run(socket, &command),

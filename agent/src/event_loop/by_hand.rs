@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use coracle_core::command::Changes;
 use coracle_core::history::Stopped;
 use coracle_core::name::{ReplicaId, WorkloadName};
 use coracle_core::record::{Record, RecordId};
@@ -10,6 +11,21 @@ use super::EventLoop;
 use crate::execute::{Execute, chain};
 use crate::status::{Operated, Operation, OperationRefusal};
 
+/// What is to be done to a workload.
+pub(super) struct Decided {
+    name: WorkloadName,
+    /// What is said of it, for programs and for people.
+    kind: &'static str,
+    pub(super) message: String,
+    effect: Effect,
+}
+
+enum Effect {
+    Nothing,
+    Stopped(Option<Stopped>),
+    Anew(BTreeSet<ReplicaId>),
+}
+
 impl<E: Execute> EventLoop<E> {
     /// Does it, or begins to. That a workload is stopped is stored before it counts.
     pub(super) async fn operate(
@@ -17,6 +33,16 @@ impl<E: Execute> EventLoop<E> {
         workload: &str,
         operation: Operation,
     ) -> Result<Operated, OperationRefusal> {
+        let decided = self.decide(workload, operation)?;
+        self.carry_out(decided, Vec::new()).await
+    }
+
+    /// What is to be done, or why nothing.
+    pub(super) fn decide(
+        &mut self,
+        workload: &str,
+        operation: Operation,
+    ) -> Result<Decided, OperationRefusal> {
         let unknown =
             || OperationRefusal::Unknown(format!("the orders name no workload {workload:?}"));
         let name = WorkloadName::parse(workload).map_err(|_| unknown())?;
@@ -24,67 +50,85 @@ impl<E: Execute> EventLoop<E> {
             return Err(unknown());
         }
         let stopped = self.history.stopped(&name);
-        let now = self.clock.now();
-        let since = now.wall.as_secs();
-        match (operation, stopped) {
-            (Operation::Start, None) => Ok(unchanged(format!("{name} is not stopped"))),
+        let since = self.clock.now().wall.as_secs();
+        let (kind, message, effect) = match (operation, stopped) {
+            (Operation::Start, None) => ("", format!("{name} is not stopped"), Effect::Nothing),
             (Operation::Start, Some(_)) => {
-                self.set_stopped(&name, None).await?;
-                self.history.try_now(&name);
-                Ok(self.done("started-by-hand", format!("{name} runs again")))
+                ("started-by-hand", format!("{name} runs again"), Effect::Stopped(None))
             }
             (Operation::Stop | Operation::Drain, Some(_)) => {
-                Ok(unchanged(format!("{name} is stopped already")))
+                ("", format!("{name} is stopped already"), Effect::Nothing)
             }
-            (Operation::Stop, None) => {
-                self.set_stopped(&name, Some(Stopped { drained: false, since })).await?;
-                let message = format!("{name} stops, until it is started by hand");
-                Ok(self.done("stopped-by-hand", message))
-            }
-            (Operation::Drain, None) => {
-                self.set_stopped(&name, Some(Stopped { drained: true, since })).await?;
-                let message = format!("{name} drains and stops, until it is started by hand");
-                Ok(self.done("drained-by-hand", message))
-            }
+            (Operation::Stop, None) => (
+                "stopped-by-hand",
+                format!("{name} stops, until it is started by hand"),
+                Effect::Stopped(Some(Stopped { drained: false, since })),
+            ),
+            (Operation::Drain, None) => (
+                "drained-by-hand",
+                format!("{name} drains and stops, until it is started by hand"),
+                Effect::Stopped(Some(Stopped { drained: true, since })),
+            ),
             (Operation::Restart, Some(_)) => {
                 let message = format!("{name} is stopped; start it");
-                Err(OperationRefusal::Conflict(message))
+                return Err(OperationRefusal::Conflict(message));
             }
             (Operation::Restart, None) => {
                 // Of a job that is done, or of what waits for its image or for another workload,
                 // there is nothing.
                 let replicas = self.replicas_of(&name);
-                if replicas.is_empty() {
-                    let message = format!("there is no replica of {name} to be made anew");
-                    return Ok(unchanged(message));
+                match replicas.is_empty() {
+                    true => {
+                        let message = format!("there is no replica of {name} to be made anew");
+                        ("", message, Effect::Nothing)
+                    }
+                    false => {
+                        let message = format!("the replicas of {name} are made anew");
+                        ("restarted-by-hand", message, Effect::Anew(replicas))
+                    }
                 }
-                self.history.make_anew(replicas);
-                self.history.try_now(&name);
-                Ok(self.done("restarted-by-hand", format!("the replicas of {name} are made anew")))
             }
-        }
+        };
+        Ok(Decided { name, kind, message, effect })
     }
 
-    async fn set_stopped(
+    /// Does what was decided; `with` is stored in one transaction with what has to be kept of it.
+    pub(super) async fn carry_out(
         &mut self,
-        name: &WorkloadName,
-        stopped: Option<Stopped>,
-    ) -> Result<(), OperationRefusal> {
-        let mut record = self.history.workload_record(name);
-        record.stopped = stopped;
-        let change = (RecordId::Workload(name.clone()), Some(Record::Workload(record)));
-        match self.store.record(vec![change]).await {
-            Ok(()) => {
-                self.store_works();
-                self.history.set_stopped(name, stopped);
-                Ok(())
-            }
-            Err(error) => {
+        decided: Decided,
+        with: Changes,
+    ) -> Result<Operated, OperationRefusal> {
+        let Decided { name, kind, message, effect } = decided;
+        let mut changes = with;
+        if let Effect::Stopped(stopped) = effect {
+            let mut record = self.history.workload_record(&name);
+            record.stopped = stopped;
+            let id = RecordId::Workload(name.clone());
+            changes.push((id, Some(Record::Workload(record))));
+        }
+        if !changes.is_empty() {
+            if let Err(error) = self.store.record(changes).await {
                 let error = chain(&error);
                 self.store_fails(&error);
-                Err(OperationRefusal::Failed(format!("it could not be stored: {error}")))
+                let message = format!("it could not be stored: {error}");
+                return Err(OperationRefusal::Failed(message));
+            }
+            self.store_works();
+        }
+        match effect {
+            Effect::Nothing => return Ok(unchanged(message)),
+            Effect::Stopped(stopped) => {
+                self.history.set_stopped(&name, stopped);
+                if stopped.is_none() {
+                    self.history.try_now(&name);
+                }
+            }
+            Effect::Anew(replicas) => {
+                self.history.make_anew(replicas);
+                self.history.try_now(&name);
             }
         }
+        Ok(self.done(kind, message))
     }
 
     fn done(&mut self, kind: &str, message: String) -> Operated {

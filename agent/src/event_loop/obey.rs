@@ -51,6 +51,7 @@ impl<E: Execute> EventLoop<E> {
         let kept: Vec<_> = kept.map(|(kept, _)| kept.desired).collect();
         self.orders.find_good(&kept, &self.history);
         self.give_secrets();
+        self.commands.restore(loaded.talk.commands, loaded.talk.all_commands);
         for candidate in loaded.candidates {
             if self.adopt(candidate).await {
                 break;

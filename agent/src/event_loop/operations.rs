@@ -52,6 +52,23 @@ impl LongOperations {
         self.all.iter().filter(|operation| operation.ended.is_none())
     }
 
+    /// Whether there is room for another one, about something that nothing is done to.
+    pub(super) fn is_free(&self, target: &str) -> bool {
+        let about = |long: &Long| long.work.target() == target;
+        self.running().count() < AT_ONCE && !self.running().any(about)
+    }
+
+    /// How far one is, while it is under way.
+    pub(super) fn progress(&self, number: u64) -> Option<Progress> {
+        let long = self.running().find(|long| long.number == number)?;
+        Some(*long.progress.borrow())
+    }
+
+    /// The number of the one that was begun last.
+    pub(super) fn newest(&self) -> u64 {
+        self.begun
+    }
+
     fn forget_old(&mut self) {
         while self.all.len() > KEPT {
             let Some(at) = self.all.iter().position(|long| long.ended.is_some()) else { return };
@@ -136,7 +153,7 @@ impl<E: Execute> EventLoop<E> {
         Ok(status)
     }
 
-    fn check_long(&self, work: &LongWork) -> Result<(), LongWorkRefusal> {
+    pub(super) fn check_long(&self, work: &LongWork) -> Result<(), LongWorkRefusal> {
         match work {
             LongWork::Install(_) => Ok(()),
             LongWork::Remove(artifact) => {
@@ -259,6 +276,7 @@ impl<E: Execute> EventLoop<E> {
             return;
         };
         long.ended = Some((at, result.clone()));
+        self.commands.on_long_work(number, &result);
         match result {
             Ok(message) => self.happened(now, "done-by-hand", None, message),
             Err(message) => {

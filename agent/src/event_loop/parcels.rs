@@ -5,12 +5,14 @@
 
 use std::collections::VecDeque;
 
+use coracle_protocol::CommandId;
 use coracle_protocol::desired::SCHEMA;
 use coracle_protocol::limits::MAX_PACKET_BYTES;
 use coracle_protocol::request::{Request, Wanted};
 use coracle_protocol::topic::Kind;
 
 use super::EventLoop;
+use super::commands::ToldOf;
 use crate::execute::Execute;
 use crate::link::{Delivery, Parcel};
 
@@ -22,13 +24,17 @@ const MAX_REQUESTS: usize = 8;
 pub(super) enum Freight {
     /// Something that is wanted of the fleet.
     Request(Wanted),
+    /// What became of a command, or how far it is.
+    Result(ToldOf),
+    /// A piece of what a command gives, of so many bytes.
+    Output(CommandId, usize),
 }
 
 /// What is on its way, and what the link can take.
 #[derive(Debug)]
 pub(super) struct Parcels {
-    connected: bool,
-    packet_limit: usize,
+    pub(super) connected: bool,
+    pub(super) packet_limit: usize,
     tickets: u64,
     flying: Option<(u64, Freight)>,
     requests: VecDeque<Wanted>,
@@ -56,6 +62,7 @@ impl<E: Execute> EventLoop<E> {
         let generation = self.in_force.generation;
         self.want(Wanted::Connected { generation, digest });
         self.ask_for_piece_again();
+        self.commands.tell_again();
     }
 
     pub(super) fn parcels_disconnected(&mut self) {
@@ -87,7 +94,7 @@ impl<E: Execute> EventLoop<E> {
 
     /// The most important thing that is to be sent.
     fn next_parcel(&mut self) -> Option<(Freight, Parcel)> {
-        self.next_request()
+        self.next_request().or_else(|| self.next_result()).or_else(|| self.next_output())
     }
 
     fn next_request(&mut self) -> Option<(Freight, Parcel)> {
@@ -107,6 +114,8 @@ impl<E: Execute> EventLoop<E> {
                 tracing::warn!(reason, "a request could not be published");
             }
             (Freight::Request(_), _) => {}
+            (Freight::Result(told), delivery) => self.on_result(told, delivery),
+            (Freight::Output(id, bytes), delivery) => self.on_piece(id, bytes, delivery),
         }
     }
 }

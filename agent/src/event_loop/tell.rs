@@ -34,6 +34,11 @@ pub(super) struct Telling {
 }
 
 impl Telling {
+    /// The newest report is to be published, whether it says anything new or not.
+    pub(super) fn report_now(&mut self) {
+        self.reported = None;
+    }
+
     /// When something that is held back is to be sent.
     pub(super) fn due(&self) -> Option<Duration> {
         self.held_until
@@ -109,6 +114,9 @@ impl<E: Execute> EventLoop<E> {
     }
 
     fn presence(&self) -> Presence {
+        if self.commands.reboots() {
+            return Presence::offline(self.gateway);
+        }
         let containers = self.observed.containers.iter().flat_map(|all| all.values());
         let mut running: Vec<String> = containers
             .filter(|container| matches!(container.task, Task::Running { .. }))
@@ -119,7 +127,7 @@ impl<E: Execute> EventLoop<E> {
         Presence::online(self.gateway, self.machine.clone(), running)
     }
 
-    fn status(&mut self) -> Status {
+    pub(super) fn status(&mut self) -> Status {
         let now = self.clock.now();
         let pulls = self.pulls.iter().map(|(software, pull)| {
             let progress = pull.progress.borrow();
@@ -168,6 +176,7 @@ impl<E: Execute> EventLoop<E> {
             Call::Begin(work, reply) => drop(reply.send(self.begin_long(work))),
             Call::Operations(reply) => drop(reply.send(self.all_operations())),
             Call::Operation(id, reply) => drop(reply.send(self.operation(&id))),
+            Call::Commands(reply) => drop(reply.send(self.all_commands())),
             Call::IdentityKeys(reply) => drop(reply.send(self.identity_keys())),
         }
     }
@@ -199,11 +208,14 @@ impl<E: Execute> EventLoop<E> {
             }
             LinkEvent::Parcel { ticket, delivery } => self.on_parcel(ticket, &delivery),
             LinkEvent::Chunk(piece) => self.on_chunk(&piece),
-            LinkEvent::Command { .. } | LinkEvent::Receipt(_) => {}
             LinkEvent::NotSubscribed { topic, reason } => {
                 let message = format!("the broker refused the subscription to {topic}: {reason}");
                 self.happened(now, "not-subscribed", None, message);
             }
+            LinkEvent::Command { envelope, reply, correlation, token } => {
+                self.on_command(&envelope, reply, correlation, token).await;
+            }
+            LinkEvent::Receipt(receipt) => self.on_receipt(&receipt).await,
             LinkEvent::NotPublished { document, reason } => {
                 let message = format!("{document:?} could not be published: {reason}");
                 self.happened(now, "not-published", None, message);

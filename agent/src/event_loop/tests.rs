@@ -32,6 +32,7 @@ use crate::secrets::Secrets;
 use crate::status::{Applied, Happenings, Status};
 use crate::store::CheckOutcome;
 
+mod commands;
 mod life;
 mod native;
 
@@ -214,6 +215,9 @@ impl Execute for Hands {
         let bytes_total = Some(100);
         progress.send_replace(Progress { bytes_done: 40, bytes_total, ..Progress::default() });
         tokio::time::sleep(Duration::from_secs(5)).await;
+        while self.shelf.lock().unwrap().hanging.contains("long") {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         let mut shelf = self.shelf.lock().unwrap();
         match work {
             LongWork::Install(artifact) => {
@@ -249,6 +253,16 @@ impl Execute for Hands {
     fn ask(&self, asked: Vec<Asked>) {
         self.shelf.lock().unwrap().asked = asked;
     }
+}
+
+/// What a gateway has to do with a fleet, if anything.
+#[derive(Default)]
+struct Cloud {
+    link: Option<LinkHandle>,
+    events: Option<mpsc::Receiver<LinkEvent>>,
+    policy: Policy,
+    boot_id: String,
+    means: Means,
 }
 
 /// A gateway whose world is in memory, save for its store.
@@ -303,6 +317,15 @@ impl Gateway {
     }
 
     async fn start_in(place: TempDir, hands: Hands, events: mpsc::Receiver<RuntimeEvent>) -> Self {
+        Self::start_with(place, hands, events, Cloud::default()).await
+    }
+
+    async fn start_with(
+        place: TempDir,
+        hands: Hands,
+        events: mpsc::Receiver<RuntimeEvent>,
+        cloud: Cloud,
+    ) -> Self {
         let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
         let directory = place.path().join("state");
         let factory = place.path().join("factory.signed");
@@ -312,29 +335,27 @@ impl Gateway {
         let trust = Finding::good("trust", "keys-loaded", "");
         let secrets = Secrets::new(&directory, GATEWAY.parse().unwrap());
         let mut event_loop = EventLoop::new(Setup {
-            preflight: Preflight::new(
-                Arc::new(secrets),
-                Policy::default(),
-                TemplatesConfig::default(),
-            ),
+            preflight: Preflight::new(Arc::new(secrets), cloud.policy, TemplatesConfig::default()),
             gateway: GATEWAY.parse().unwrap(),
-            machine: Machine::default(),
+            machine: Machine { boot_id: cloud.boot_id, ..Machine::default() },
             keys: keys(&place, &key),
             large_orders: LargeOrders::new(&directory, None),
             store: store.clone(),
             hands: hands.clone(),
-            link: None,
+            link: cloud.link,
             broker: None,
             health: Health::new(Config::default(), device, vec![trust]),
             manager: ServiceManager::default(),
             local: local(place.path()),
             readiness: Readiness::open(place.path()),
+            means: cloud.means,
         });
         event_loop.restore(loaded, 1).await;
         let (calls, api) = mpsc::channel(8);
         let (end, shutdown) = watch::channel(false);
         let (probes, probed) = mpsc::channel(8);
-        let sources = Sources { runtime: events, link: None, calls: api, probes: probed, shutdown };
+        let sources =
+            Sources { runtime: events, link: cloud.events, calls: api, probes: probed, shutdown };
         let running = tokio::spawn(event_loop.run(sources));
         Self { key, hands, calls, probes, end, running, store, place }
     }

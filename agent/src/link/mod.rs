@@ -406,3 +406,36 @@ impl Link {
         Topic::new(self.gateway, kind).to_string()
     }
 }
+
+/// The other end of a [`LinkHandle`] without a link.
+#[cfg(test)]
+pub(crate) mod fake {
+    use super::*;
+
+    pub(crate) struct OtherEnd {
+        pub(crate) acknowledgements: mpsc::Receiver<AckToken>,
+        pub(crate) parcels: mpsc::Receiver<Parcel>,
+        pub(crate) presence: watch::Receiver<Option<Arc<[u8]>>>,
+    }
+
+    pub(crate) fn handle() -> (LinkHandle, OtherEnd) {
+        let (ack_sender, acknowledgements) = mpsc::channel(ACKNOWLEDGEMENTS);
+        let (presence_sender, presence) = watch::channel(None);
+        let (reported_sender, _) = watch::channel(None);
+        let (parcel_sender, parcels) = mpsc::channel(PARCELS);
+        let (hint_sender, _) = watch::channel(Hints::default());
+        let handle = LinkHandle {
+            acknowledgements: ack_sender,
+            presence: Arc::new(presence_sender),
+            reported: Arc::new(reported_sender),
+            parcels: parcel_sender,
+            hints: Arc::new(hint_sender),
+            meter: Arc::default(),
+        };
+        (handle, OtherEnd { acknowledgements, parcels, presence })
+    }
+
+    pub(crate) fn token(packet: u16) -> AckToken {
+        AckToken { connection: 1, packet }
+    }
+}

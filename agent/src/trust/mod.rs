@@ -36,7 +36,7 @@ struct TrustedKey {
 /// A signed order with a good signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// The desired state, byte for byte as signed.
+    /// The document, byte for byte as signed.
     pub payload: Vec<u8>,
     /// Id of the trusted key that signed it: the first 16 hexadecimal digits of its SHA-256.
     pub key_id: String,
@@ -112,7 +112,7 @@ impl TrustedKeys {
         self.verify_of(DESIRED_PAYLOAD_TYPE, bytes)
     }
 
-    /// The same for a payload of type `payload_type`.
+    /// The same for an envelope of another type, such as that of a command.
     ///
     /// # Errors
     /// See [`TrustedKeys::verify`].

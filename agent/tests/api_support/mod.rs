@@ -20,8 +20,8 @@ use coracle::native_status::{
     Artifacts, LongWork, LongWorkRefusal, OperationState, OperationStatus, Operations, Services,
 };
 use coracle::status::{
-    Applied, Call, Happening, Happenings, Operated, Operation, OperationRefusal, Problem,
-    SecretsKey, Status, VolumeRefusal, VolumeStatus, Volumes,
+    Applied, Call, CommandsStatus, Happening, Happenings, Operated, Operation, OperationRefusal,
+    Problem, SecretsKey, Status, VolumeRefusal, VolumeStatus, Volumes,
 };
 use coracle_protocol::reported::{
     Condition, ConditionStatus, Phase, ReplicaReport, ReplicaState, ReportedState, StoppedReport,
@@ -50,6 +50,7 @@ pub(crate) struct Facts {
     /// The store takes nothing.
     pub(crate) store_is_full: bool,
     pub(crate) artifacts: Artifacts,
+    pub(crate) commands: CommandsStatus,
     pub(crate) services: Services,
     pub(crate) operations: Vec<OperationStatus>,
     /// What was begun.
@@ -111,6 +112,7 @@ impl FakeAgent {
             operated: Vec::new(),
             store_is_full: false,
             artifacts: Artifacts::default(),
+            commands: CommandsStatus::default(),
             services: Services::default(),
             operations: Vec::new(),
             begun: Vec::new(),
@@ -292,6 +294,7 @@ fn answer(call: Call, facts: &mut Facts) {
             let gateway = facts.status.reported.gateway;
             drop(answer.send(Ok(SecretsKey { gateway, key: "coracle-x25519:AAAA".into() })));
         }
+        Call::Commands(answer) => drop(answer.send(facts.commands.clone())),
         Call::Artifacts(answer) => drop(answer.send(facts.artifacts.clone())),
         Call::Services(answer) => drop(answer.send(facts.services.clone())),
         Call::WorkloadAt(coordinate, answer) => {

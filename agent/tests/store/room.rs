@@ -56,7 +56,7 @@ fn changed((id, record): &Change) -> Change {
         Some(Record::Workload(record)) => {
             Record::Workload(WorkloadRecord { good: Some(other), ..record })
         }
-        None | Some(_) => panic!("no other is made here"),
+        _ => panic!("it is of no such kind"),
     };
     (id.clone(), Some(record))
 }

@@ -16,6 +16,7 @@ mod durable;
 mod examples;
 mod examples_living;
 mod failed_updates;
+mod fleet_commands;
 mod identity;
 mod killed;
 mod large_orders;

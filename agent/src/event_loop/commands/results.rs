@@ -1,0 +1,238 @@
+//! Tells the fleet what became of commands, until it says that it holds the final result: after every
+//! reconnect, and while connected with pauses that double. The newest state of a command alone is
+//! told.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use coracle_core::command::{Commands, End};
+use coracle_core::history::Now;
+use coracle_protocol::command::CommandProgress;
+use coracle_protocol::desired::SCHEMA;
+use coracle_protocol::topic::{Kind, ReplyWord};
+use coracle_protocol::{CommandId, CommandResult, CommandState, Timestamp};
+use tracing::warn;
+
+use super::Active;
+use crate::event_loop::parcels::{Freight, parcel};
+use crate::event_loop::{EventLoop, operations};
+use crate::execute::Execute;
+use crate::fault::fault_point;
+use crate::link::{Delivery, Parcel};
+
+/// First pause before a final result without a receipt is sent again.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// Longest such pause.
+const MAX_PAUSE: Duration = Duration::from_secs(3600);
+
+/// Between two words about how far a command is.
+const PROGRESS: Duration = Duration::from_secs(5);
+
+/// Answers without a record that wait; the oldest goes.
+const MOST_ANSWERS: usize = 16;
+
+/// What was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::event_loop) enum ToldOf {
+    /// The state of a command that there is a record of.
+    State(CommandId, CommandState),
+    /// How far one is.
+    Progress,
+    /// That a command was not taken in.
+    Answer(CommandId),
+}
+
+/// What is to be told.
+#[derive(Debug, Default)]
+pub(super) struct Results {
+    due: BTreeSet<CommandId>,
+    /// Final results that were told: when again, and the pause after that.
+    again: BTreeMap<CommandId, (Duration, Duration)>,
+    answers: VecDeque<Answer>,
+    progress: BTreeMap<CommandId, CommandProgress>,
+    progress_at: Option<Duration>,
+}
+
+/// An answer that nothing is kept of.
+#[derive(Debug)]
+struct Answer {
+    result: CommandResult,
+    reply: Option<ReplyWord>,
+    correlation: Vec<u8>,
+}
+
+impl Results {
+    /// Tells the state of a command.
+    pub(super) fn tell(&mut self, id: CommandId) {
+        self.due.insert(id);
+    }
+
+    /// The record of a command has changed.
+    pub(super) fn changed(&mut self, id: CommandId, commands: &Commands) {
+        match commands.record(id) {
+            Some(record) if !record.received => {
+                self.again.remove(&id);
+                self.due.insert(id);
+            }
+            _ => {
+                self.due.remove(&id);
+                self.again.remove(&id);
+            }
+        }
+    }
+
+    pub(super) fn forget_answer(&mut self, id: CommandId) {
+        self.answers.retain(|answer| answer.result.command != id);
+    }
+
+    pub(super) fn due(&self) -> Option<Duration> {
+        self.again.values().map(|(at, _)| *at).chain(self.progress_at).min()
+    }
+}
+
+impl super::Doing {
+    /// A connection was made: all that the fleet may not know is told.
+    pub(in crate::event_loop) fn tell_again(&mut self) {
+        self.results.again.clear();
+        self.results.due = self.commands.untold().collect();
+    }
+}
+
+impl<E: Execute> EventLoop<E> {
+    /// Answers a command that there is no record of, once.
+    pub(super) fn answer_without_record(
+        &mut self,
+        id: CommandId,
+        end: End,
+        reply: Option<ReplyWord>,
+        correlation: Vec<u8>,
+    ) {
+        let result = CommandResult {
+            schema: SCHEMA,
+            gateway: self.gateway,
+            command: id,
+            state: end.state,
+            at: Timestamp::from_unix(self.clock.now().wall.as_secs()),
+            reason: Some(end.reason.to_owned()),
+            message: Some(end.message),
+            progress: None,
+            result: None,
+            output: None,
+        };
+        let answers = &mut self.commands.results.answers;
+        if answers.len() == MOST_ANSWERS {
+            answers.pop_front();
+        }
+        answers.push_back(Answer { result, reply, correlation });
+    }
+
+    /// Notes how far those are that are watched, every few seconds while there is a connection.
+    pub(super) fn show_progress(&mut self, now: Now) {
+        let doing = &mut self.commands;
+        let again = &mut doing.results.again;
+        let late: Vec<_> =
+            again.iter().filter(|(_, (at, _))| *at <= now.monotonic).map(|(id, _)| *id).collect();
+        for id in late {
+            // Its pause is doubled when it has gone.
+            doing.results.due.insert(id);
+            if let Some((at, pause)) = again.get_mut(&id) {
+                *at = now.monotonic + *pause;
+            }
+        }
+        let operations = doing.active.iter().filter_map(|(id, active)| match active {
+            Active::Operation(number) => Some((*id, *number)),
+            _ => None,
+        });
+        let operations: Vec<_> = operations.collect();
+        if operations.is_empty() || !self.parcels.connected {
+            doing.results.progress_at = None;
+            doing.results.progress.clear();
+            return;
+        }
+        let due = doing.results.progress_at.get_or_insert(now.monotonic + PROGRESS);
+        if *due > now.monotonic {
+            return;
+        }
+        *due = now.monotonic + PROGRESS;
+        for (id, number) in operations {
+            if let Some(progress) = self.operations.progress(number) {
+                let progress = CommandProgress {
+                    phase: operations::phase(progress.phase).to_owned(),
+                    bytes_done: progress.bytes_done,
+                    bytes_total: progress.bytes_total,
+                };
+                doing.results.progress.insert(id, progress);
+            }
+        }
+    }
+
+    pub(in crate::event_loop) fn next_result(&mut self) -> Option<(Freight, Parcel)> {
+        let results = &mut self.commands.results;
+        if let Some(answer) = results.answers.pop_front() {
+            let told = ToldOf::Answer(answer.result.command);
+            let parcel = told_parcel(&answer.result, answer.reply, answer.correlation, true);
+            return Some((Freight::Result(told), parcel));
+        }
+        while let Some(id) = results.due.pop_first() {
+            let commands = &self.commands.commands;
+            let Some(result) = commands.result(id, self.gateway) else { continue };
+            let (reply, correlation) = self.asked_for(id);
+            fault_point("command.telling");
+            let parcel = told_parcel(&result, reply, correlation, true);
+            return Some((Freight::Result(ToldOf::State(id, result.state)), parcel));
+        }
+        while let Some((id, progress)) = self.commands.results.progress.pop_first() {
+            let Some(mut result) = self.commands.commands.result(id, self.gateway) else {
+                continue;
+            };
+            if result.state != CommandState::Running {
+                continue;
+            }
+            result.progress = Some(progress);
+            let (reply, correlation) = self.asked_for(id);
+            let parcel = told_parcel(&result, reply, correlation, false);
+            return Some((Freight::Result(ToldOf::Progress), parcel));
+        }
+        None
+    }
+
+    fn asked_for(&self, id: CommandId) -> (Option<ReplyWord>, Vec<u8>) {
+        let record = self.commands.commands.record(id);
+        record.map(|it| (it.reply.clone(), it.correlation.clone())).unwrap_or_default()
+    }
+
+    pub(in crate::event_loop) fn on_result(&mut self, told: ToldOf, delivery: &Delivery) {
+        let ToldOf::State(id, state) = told else { return };
+        fault_point("command.told");
+        let now = self.clock.now().monotonic;
+        let record = self.commands.commands.record(id);
+        // What has changed meanwhile is due by itself.
+        if record.is_none_or(|record| record.received || record.state != state) {
+            return;
+        }
+        let results = &mut self.commands.results;
+        match delivery {
+            Delivery::Lost => drop(results.due.insert(id)),
+            Delivery::Done | Delivery::Refused(_) => {
+                if let Delivery::Refused(reason) = delivery {
+                    warn!(command = %id, reason, "a result could not be published");
+                }
+                if state.is_final() {
+                    let pause = results.again.get(&id).map_or(PAUSE, |(_, pause)| *pause);
+                    results.again.insert(id, (now + pause, (pause * 2).min(MAX_PAUSE)));
+                }
+            }
+        }
+    }
+}
+
+fn told_parcel(
+    result: &CommandResult,
+    reply: Option<ReplyWord>,
+    correlation: Vec<u8>,
+    acknowledged: bool,
+) -> Parcel {
+    let payload = serde_json::to_vec(result).expect("results are plain structs");
+    Parcel { reply, correlation, acknowledged, ..parcel(Kind::Results, payload) }
+}
