@@ -401,7 +401,7 @@ impl Conditions {
 const MAX_MESSAGE: usize = 500;
 
 /// What others wrote into a message neither breaks the line nor fills the report.
-fn one_line(message: &str) -> String {
+pub(crate) fn one_line(message: &str) -> String {
     let spaced = message.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut line: String = spaced.take(MAX_MESSAGE + 1).collect();
     if line.chars().count() > MAX_MESSAGE {
