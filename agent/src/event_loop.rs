@@ -8,16 +8,19 @@
 //! |---|---|
 //! | `act` | begins what the plan says, takes in what came of it |
 //! | `alive` | signs of life for the service manager |
+//! | `backlog` | events for the fleet, until it has them |
 //! | `by_hand` | workloads that somebody starts, stops, drains, restarts |
 //! | `local` | what only this gateway can tell: volumes, public keys |
 //! | `look` | what exists: lists, exits, containerd coming and going |
 //! | `lead` | what probes say, and where shared ports lead |
 //! | `obey` | orders: judged, stored, acknowledged, put into force |
 //! | `parcels` | what goes to the fleet one at a time, the most important first |
+//! | `receipts` | what the fleet holds |
 //! | `tell` | reports, presence, status |
 
 mod act;
 mod alive;
+mod backlog;
 mod by_hand;
 mod lead;
 mod local;
@@ -25,6 +28,7 @@ mod look;
 mod obey;
 mod operations;
 mod parcels;
+mod receipts;
 mod tell;
 
 use std::collections::BTreeMap;
@@ -208,6 +212,7 @@ pub struct EventLoop<E> {
     readiness: Readiness,
     telling: tell::Telling,
     parcels: parcels::Parcels,
+    events: backlog::EventsToTell,
 }
 
 #[derive(Debug)]
@@ -280,6 +285,7 @@ impl<E: Execute> EventLoop<E> {
             readiness: setup.readiness,
             telling: tell::Telling::default(),
             parcels: parcels::Parcels::default(),
+            events: backlog::EventsToTell::default(),
         }
     }
 
@@ -298,6 +304,7 @@ impl<E: Execute> EventLoop<E> {
         }
         self.say_stopping();
         self.work.shutdown().await;
+        self.store_backlog().await;
         self
     }
 
@@ -385,6 +392,7 @@ impl<E: Execute> EventLoop<E> {
             self.leading.due(),
             self.life.due(),
             Some(self.look_around_at),
+            self.events.due(),
         ];
         moments.into_iter().flatten().min().map(|moment| self.clock.until(moment))
     }
@@ -392,6 +400,7 @@ impl<E: Execute> EventLoop<E> {
     fn happened(&mut self, now: Now, kind: &str, replica: Option<&ReplicaId>, message: String) {
         let replica = replica.map(ToString::to_string);
         info!(kind, replica, "{message}");
+        self.keep_event(now, kind, replica.as_deref(), &message);
         self.journal.add(Timestamp::from_unix(now.wall.as_secs()), kind, replica, message);
     }
 }

@@ -271,6 +271,11 @@ impl Backlog {
         self.resend_at = self.anything_sent().then_some(now);
     }
 
+    /// What waits since the connection was made does so no longer than this from now on.
+    pub fn spread_at_most(&mut self, now: Duration, spread: Duration) {
+        self.spread_until = self.spread_until.min(now + spread);
+    }
+
     /// The connection is lost.
     pub fn disconnected(&mut self) {
         self.connected = false;
@@ -434,6 +439,17 @@ impl Backlog {
         }
         self.write_at = None;
         changes
+    }
+
+    /// Everything that is to be written before the agent ends, whatever became of a write that is
+    /// under way.
+    pub fn take_all_changes(&mut self, now: Duration) -> Vec<(RecordId, Option<Record>)> {
+        if self.writing.is_some() {
+            let events: Vec<_> = self.events.keys().map(|at| RecordId::Event(*at)).collect();
+            self.not_stored(&events, now);
+            self.dropped_stored = u64::MAX;
+        }
+        self.take_changes()
     }
 
     /// What was on its way to the store, these among others, is there.

@@ -345,11 +345,15 @@ impl<E: Execute> EventLoop<E> {
 
     /// Stores what must survive a reboot, without waiting for it.
     pub(super) fn record(&mut self) {
-        let now = self.clock.now().monotonic;
-        if self.record_again_at.take_if(|at| *at <= now).is_some() {
+        let now = self.clock.now();
+        if self.record_again_at.take_if(|at| *at <= now.monotonic).is_some() {
             self.history.store_again();
         }
-        let changes = self.history.take_changes();
+        let mut changes = self.history.take_changes();
+        if changes.is_empty() && !self.events.write_is_due(now) {
+            return;
+        }
+        changes.extend(self.events.backlog_mut().take_changes());
         if changes.is_empty() {
             return;
         }
@@ -365,12 +369,17 @@ impl<E: Execute> EventLoop<E> {
         match result {
             Ok(()) => {
                 self.history.stored(&records);
+                self.events.backlog_mut().stored(&records);
                 self.store_works();
             }
             Err(error) => {
                 self.store_fails(&crate::execute::chain(&error));
-                self.history.not_stored(records);
-                self.record_again_at = Some(now.monotonic + STORE_AGAIN);
+                let again = now.monotonic + STORE_AGAIN;
+                self.events.backlog_mut().not_stored(&records, again);
+                let ours =
+                    |id: &RecordId| matches!(id, RecordId::Container(_) | RecordId::Workload(_));
+                self.history.not_stored(records.into_iter().filter(ours).collect());
+                self.record_again_at = Some(again);
             }
         }
     }

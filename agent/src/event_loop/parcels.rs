@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use coracle_protocol::Topic;
 use coracle_protocol::desired::SCHEMA;
 use coracle_protocol::limits::MAX_PACKET_BYTES;
 use coracle_protocol::request::{Request, Wanted};
@@ -17,11 +18,17 @@ use crate::link::{Delivery, Parcel};
 /// Most requests that wait; the oldest goes.
 const MAX_REQUESTS: usize = 8;
 
+/// Most that a packet takes beside its topic and its document, in bytes: the fixed header, a packet
+/// identifier, lengths and properties.
+const PACKET_HEAD: usize = 64;
+
 /// What a parcel is about, for who is told what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Freight {
     /// Something that is wanted of the fleet.
     Request(Wanted),
+    /// Events, by their sequences.
+    Events(Vec<u64>),
 }
 
 /// What is on its way, and what the link can take.
@@ -55,10 +62,18 @@ impl<E: Execute> EventLoop<E> {
         let digest = self.envelope.as_deref().map(coracle_core::digest::sha256_hex);
         let generation = self.in_force.generation;
         self.want(Wanted::Connected { generation, digest });
+        self.backlog_connected();
     }
 
     pub(super) fn parcels_disconnected(&mut self) {
         self.parcels.connected = false;
+        self.backlog_disconnected();
+    }
+
+    /// How large a document may be to go in one packet, in bytes.
+    pub(super) fn payload_limit(&self, kind: Kind) -> usize {
+        let topic = Topic::new(self.gateway, kind).to_string();
+        self.parcels.packet_limit.saturating_sub(topic.len() + PACKET_HEAD)
     }
 
     /// Asks the fleet for something, once. A request that is lost is not sent again by itself.
@@ -72,6 +87,8 @@ impl<E: Execute> EventLoop<E> {
     /// Sends the next parcel, if the one before it has arrived.
     pub(super) fn send_parcels(&mut self) {
         if !self.parcels.connected || self.parcels.flying.is_some() {
+            // What became of it is a reason to try again.
+            self.rest_events();
             return;
         }
         let Some((freight, mut parcel)) = self.next_parcel() else { return };
@@ -86,7 +103,7 @@ impl<E: Execute> EventLoop<E> {
 
     /// The most important thing that is to be sent.
     fn next_parcel(&mut self) -> Option<(Freight, Parcel)> {
-        self.next_request()
+        self.next_request().or_else(|| self.next_events())
     }
 
     fn next_request(&mut self) -> Option<(Freight, Parcel)> {
@@ -106,6 +123,7 @@ impl<E: Execute> EventLoop<E> {
                 tracing::warn!(reason, "a request could not be published");
             }
             (Freight::Request(_), _) => {}
+            (Freight::Events(sequences), delivery) => self.events_delivered(&sequences, delivery),
         }
     }
 }

@@ -198,7 +198,8 @@ impl<E: Execute> EventLoop<E> {
                 self.set_link(false, Some(reason), Some(wall.after(retry_in)));
             }
             LinkEvent::Parcel { ticket, delivery } => self.on_parcel(ticket, &delivery),
-            LinkEvent::Command { .. } | LinkEvent::Receipt(_) | LinkEvent::Chunk(_) => {}
+            LinkEvent::Receipt(receipt) => self.on_receipt(&receipt),
+            LinkEvent::Command { .. } | LinkEvent::Chunk(_) => {}
             LinkEvent::NotPublished { document, reason } => {
                 let message = format!("{document:?} could not be published: {reason}");
                 self.happened(now, "not-published", None, message);

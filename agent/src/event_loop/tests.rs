@@ -33,6 +33,7 @@ use crate::store::CheckOutcome;
 
 mod life;
 mod native;
+mod talk;
 
 const GATEWAY: &str = "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11";
 
@@ -302,6 +303,16 @@ impl Gateway {
     }
 
     async fn start_in(place: TempDir, hands: Hands, events: mpsc::Receiver<RuntimeEvent>) -> Self {
+        Self::start_with(place, hands, events, None).await
+    }
+
+    async fn start_with(
+        place: TempDir,
+        hands: Hands,
+        events: mpsc::Receiver<RuntimeEvent>,
+        link: Option<(LinkHandle, mpsc::Receiver<LinkEvent>)>,
+    ) -> Self {
+        let (link, link_events) = link.unzip();
         let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
         let directory = place.path().join("state");
         let factory = place.path().join("factory.signed");
@@ -321,8 +332,8 @@ impl Gateway {
             keys: keys(&place, &key),
             store: store.clone(),
             hands: hands.clone(),
-            link: None,
-            broker: None,
+            broker: link.is_some().then(|| "broker".into()),
+            link,
             health: Health::new(Config::default(), device, vec![trust]),
             manager: ServiceManager::default(),
             local: local(place.path()),
@@ -332,7 +343,8 @@ impl Gateway {
         let (calls, api) = mpsc::channel(8);
         let (end, shutdown) = watch::channel(false);
         let (probes, probed) = mpsc::channel(8);
-        let sources = Sources { runtime: events, link: None, calls: api, probes: probed, shutdown };
+        let sources =
+            Sources { runtime: events, link: link_events, calls: api, probes: probed, shutdown };
         let running = tokio::spawn(event_loop.run(sources));
         Self { key, hands, calls, probes, end, running, store, place }
     }
