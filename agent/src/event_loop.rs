@@ -10,6 +10,7 @@
 //! | `alive` | signs of life for the service manager |
 //! | `backlog` | events for the fleet, until it has them |
 //! | `by_hand` | workloads that somebody starts, stops, drains, restarts |
+//! | `health` | how the gateway is, on change, on demand and at intervals |
 //! | `local` | what only this gateway can tell: volumes, public keys |
 //! | `look` | what exists: lists, exits, containerd coming and going |
 //! | `lead` | what probes say, and where shared ports lead |
@@ -17,11 +18,13 @@
 //! | `parcels` | what goes to the fleet one at a time, the most important first |
 //! | `receipts` | what the fleet holds |
 //! | `tell` | reports, presence, status |
+//! | `usage` | what the link carries in a day |
 
 mod act;
 mod alive;
 mod backlog;
 mod by_hand;
+mod health;
 mod lead;
 mod local;
 mod look;
@@ -30,6 +33,7 @@ mod operations;
 mod parcels;
 mod receipts;
 mod tell;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,7 +48,7 @@ use coracle_core::reconcile::reconcile;
 use coracle_core::record::RecordId;
 use coracle_core::report::Conditions;
 use coracle_core::traffic::Traffic;
-use coracle_protocol::presence::Machine;
+use coracle_protocol::presence::{Listening, Machine, OfflineReason};
 use coracle_protocol::reported::Refused;
 use coracle_protocol::{GatewayId, Timestamp};
 use tokio::sync::{mpsc, watch};
@@ -68,6 +72,7 @@ use crate::trust::TrustedKeys;
 
 use operations::LongOperations;
 
+pub use health::HealthSetup;
 pub use local::Local;
 
 /// Everything that can happen.
@@ -153,6 +158,8 @@ pub struct Setup<E> {
     pub local: Local,
     /// Who was ready before.
     pub readiness: Readiness,
+    /// What health is made of.
+    pub told: HealthSetup,
 }
 
 /// The state of the agent.
@@ -212,7 +219,10 @@ pub struct EventLoop<E> {
     readiness: Readiness,
     telling: tell::Telling,
     parcels: parcels::Parcels,
+    listening: Listening,
     events: backlog::EventsToTell,
+    telling_health: health::HealthToTell,
+    usage: usage::UsageToTell,
 }
 
 #[derive(Debug)]
@@ -237,6 +247,7 @@ struct Unstored {
 impl<E: Execute> EventLoop<E> {
     /// A loop that has not seen anything yet.
     pub fn new(setup: Setup<E>) -> Self {
+        let HealthSetup { config, meter, networks, caps, listening } = setup.told;
         let link_status = setup.broker.map(|broker| LinkStatus {
             broker,
             connected: false,
@@ -286,6 +297,9 @@ impl<E: Execute> EventLoop<E> {
             telling: tell::Telling::default(),
             parcels: parcels::Parcels::default(),
             events: backlog::EventsToTell::default(),
+            telling_health: health::HealthToTell::new(config, meter, networks),
+            usage: usage::UsageToTell::new(caps),
+            listening,
         }
     }
 
@@ -296,6 +310,7 @@ impl<E: Execute> EventLoop<E> {
 
     /// Runs until told to end. What was started keeps running.
     pub async fn run(mut self, mut sources: Sources) -> Self {
+        self.leave_for(OfflineReason::Shutdown);
         self.step().await;
         self.say_ready();
         while let Some(event) = self.next(&mut sources).await {
@@ -393,6 +408,7 @@ impl<E: Execute> EventLoop<E> {
             self.life.due(),
             Some(self.look_around_at),
             self.events.due(),
+            self.telling_health.due(self.can_send_parcels()),
         ];
         moments.into_iter().flatten().min().map(|moment| self.clock.until(moment))
     }

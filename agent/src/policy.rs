@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use coracle_core::backoff::Retry;
+use coracle_core::budget::{Caps, TrafficKind};
 use coracle_core::desired::{CAPABILITIES, Seccomp};
 use coracle_core::name::ResourceName;
 use coracle_core::policy::{ALL, HostPath, Policy, Resource};
@@ -31,6 +32,8 @@ pub struct Installed {
     pub policy: Policy,
     /// What is to be said of it.
     pub state: State,
+    /// Most that the link may carry a day.
+    pub caps: Caps,
     seccomp_dir: PathBuf,
 }
 
@@ -90,6 +93,18 @@ struct File {
     seccomp_unconfined: bool,
     seccomp_dir: PathBuf,
     max_memory_mib: Option<u64>,
+    budget: BudgetTable,
+}
+
+/// Most bytes that the link may carry a day, both ways together.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct BudgetTable {
+    total: Option<u64>,
+    reports: Option<u64>,
+    health: Option<u64>,
+    logs: Option<u64>,
+    images: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -126,6 +141,7 @@ impl Default for File {
             seccomp_unconfined: policy.seccomp_unconfined,
             seccomp_dir: "/etc/coracle/seccomp".into(),
             max_memory_mib: policy.max_memory_mib,
+            budget: BudgetTable::default(),
         }
     }
 }
@@ -172,7 +188,7 @@ impl Installed {
                 State { good: false, reason: "profile-invalid", message }
             }
         };
-        Self { policy, state, seccomp_dir: file.seccomp_dir }
+        Self { policy, state, caps: file.budget.into(), seccomp_dir: file.seccomp_dir }
     }
 
     fn strictest(why: String) -> Self {
@@ -183,6 +199,8 @@ impl Installed {
         Self {
             policy: Policy::strictest(),
             state: State { good: false, reason: "invalid", message },
+            // What is wrong is to be told.
+            caps: Caps::default(),
             seccomp_dir: File::default().seccomp_dir,
         }
     }
@@ -302,6 +320,19 @@ fn profiles(dir: &Path) -> (BTreeSet<String>, Option<String>) {
 impl From<HostPathTable> for HostPath {
     fn from(table: HostPathTable) -> Self {
         Self { path: table.path, read_only: table.read_only }
+    }
+}
+
+impl From<BudgetTable> for Caps {
+    fn from(table: BudgetTable) -> Self {
+        let kinds = [
+            (TrafficKind::Reports, table.reports),
+            (TrafficKind::Health, table.health),
+            (TrafficKind::Logs, table.logs),
+            (TrafficKind::Images, table.images),
+        ];
+        let kinds = kinds.into_iter().filter_map(|(kind, cap)| Some((kind, cap?)));
+        Self { total: table.total, kinds: kinds.collect() }
     }
 }
 

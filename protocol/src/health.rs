@@ -105,7 +105,7 @@ pub struct Interface {
 }
 
 /// How a pod is attached to the gateway's network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PodLink {
     /// Which replica's, such as `web.0`.

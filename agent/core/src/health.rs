@@ -5,7 +5,9 @@
 //! a condition is told. Deliberately not here: where numbers come from, and when they are sent.
 
 use coracle_protocol::health::{Health, Numbers, Pulse, WorkloadHealth};
-use coracle_protocol::reported::{ConditionStatus, Phase, ReplicaState, WorkloadReport};
+use coracle_protocol::reported::{
+    ConditionStatus, Phase, ReplicaState, ReportedState, WorkloadReport,
+};
 
 /// From where on a number is bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,17 +127,24 @@ pub fn workloads(reported: &[WorkloadReport]) -> Vec<WorkloadHealth> {
     reported.iter().map(health).collect()
 }
 
-/// Whether there is news: a condition or a workload's phase is another one. Numbers and sentences are
-/// none.
-pub fn is_news(before: &Health, now: &Health) -> bool {
-    let conditions = |health: &Health| -> Vec<_> {
-        let all = health.conditions.iter();
-        all.map(|c| (c.name.clone(), c.status, c.reason.clone())).collect()
-    };
-    let phases = |health: &Health| -> Vec<_> {
-        health.workloads.iter().map(|w| (w.name.clone(), w.phase)).collect()
-    };
-    conditions(before) != conditions(now) || phases(before) != phases(now)
+/// What counts as news when it is another one: conditions and the phases of workloads. Numbers and
+/// sentences do not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    conditions: Vec<(String, ConditionStatus, String)>,
+    phases: Vec<(String, Phase)>,
+}
+
+impl Shape {
+    /// That of a report.
+    pub fn of(report: &ReportedState) -> Self {
+        let conditions = report.conditions.iter();
+        let phases = report.workloads.iter();
+        Self {
+            conditions: conditions.map(|c| (c.name.clone(), c.status, c.reason.clone())).collect(),
+            phases: phases.map(|w| (w.name.clone(), w.phase)).collect(),
+        }
+    }
 }
 
 /// The compact form of a document that need not have been sent; `sent` is the sequence of the one
@@ -213,21 +222,26 @@ mod tests {
     }
 
     #[test]
-    fn figures_and_sentences_are_no_news_and_phases_are() {
-        let text = include_str!("../../../protocol/tests/golden/health-1-full.json");
-        let before: Health = serde_json::from_str(text).unwrap();
+    fn sentences_and_restarts_are_no_news_and_phases_are() {
+        let text = include_str!("../../../protocol/tests/golden/reported-1-full.json");
+        let before: ReportedState = serde_json::from_str(text).unwrap();
         let mut now = before.clone();
-        now.numbers = Numbers::default();
-        now.uptime_seconds += 1;
+        now.sequence += 1;
         now.conditions[0].message = "another".into();
-        now.workloads[0].restarts += 1;
-        assert!(!is_news(&before, &now));
-        now.workloads[0].phase = Phase::Degraded;
-        assert!(is_news(&before, &now));
+        now.workloads[0].replicas[0].restarts += 1;
+        assert_eq!(Shape::of(&before), Shape::of(&now));
+        now.workloads[0].phase = Phase::Idle;
+        assert_ne!(Shape::of(&before), Shape::of(&now));
         let mut now = before.clone();
-        now.conditions[0].status = ConditionStatus::False;
-        assert!(is_news(&before, &now));
+        now.conditions[0].status = ConditionStatus::Unknown;
+        assert_ne!(Shape::of(&before), Shape::of(&now));
+    }
 
+    #[test]
+    fn a_pulse_says_what_a_document_does() {
+        let text = include_str!("../../../protocol/tests/golden/health-1-full.json");
+        let mut now: Health = serde_json::from_str(text).unwrap();
+        now.conditions[0].status = ConditionStatus::False;
         let pulse = pulse(&now, 7, 3);
         assert_eq!((pulse.health, pulse.boot, pulse.bad), (3, 0x5ac2_f1c0, Pulse::bit("disk")));
         assert_eq!((pulse.memory_available_mib, pulse.workloads, pulse.converged), (411, 1, 1));

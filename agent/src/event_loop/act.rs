@@ -350,10 +350,10 @@ impl<E: Execute> EventLoop<E> {
             self.history.store_again();
         }
         let mut changes = self.history.take_changes();
-        if changes.is_empty() && !self.events.write_is_due(now) {
-            return;
+        if !changes.is_empty() || self.events.write_is_due(now) {
+            changes.extend(self.events.backlog_mut().take_changes());
         }
-        changes.extend(self.events.backlog_mut().take_changes());
+        changes.extend(self.usage_change(changes.is_empty()));
         if changes.is_empty() {
             return;
         }

@@ -82,8 +82,7 @@ impl<E: Execute> EventLoop<E> {
 
     pub(super) fn backlog_connected(&mut self) {
         let now = self.clock.now().monotonic;
-        let [byte] = random();
-        let spread = self.events.spread.mul_f64(f64::from(byte) / f64::from(u8::MAX));
+        let spread = self.events.spread.mul_f64(random_part());
         self.events.backlog.connected(now, spread);
     }
 
@@ -140,7 +139,8 @@ impl<E: Execute> EventLoop<E> {
     /// have been called off.
     pub(super) async fn store_backlog(&mut self) {
         let now = self.clock.now().monotonic;
-        let changes = self.events.backlog.take_all_changes(now);
+        let mut changes = self.events.backlog.take_all_changes(now);
+        changes.extend(self.usage_change(false));
         if changes.is_empty() {
             return;
         }
@@ -148,6 +148,11 @@ impl<E: Execute> EventLoop<E> {
             warn!(error = chain(&error), "events that nobody has a receipt for are lost");
         }
     }
+}
+
+/// A random number from 0 to 1.
+pub(super) fn random_part() -> f64 {
+    f64::from(u16::from_le_bytes(random())) / f64::from(u16::MAX)
 }
 
 /// Random bytes. Without any from the kernel, the clock's: nothing secret depends on them.

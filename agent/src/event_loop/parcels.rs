@@ -12,6 +12,7 @@ use coracle_protocol::request::{Request, Wanted};
 use coracle_protocol::topic::Kind;
 
 use super::EventLoop;
+use super::health::HealthFreight;
 use crate::execute::Execute;
 use crate::link::{Delivery, Parcel};
 
@@ -29,6 +30,8 @@ pub(super) enum Freight {
     Request(Wanted),
     /// Events, by their sequences.
     Events(Vec<u64>),
+    /// How the gateway is.
+    Health(HealthFreight),
 }
 
 /// What is on its way, and what the link can take.
@@ -57,17 +60,27 @@ impl<E: Execute> EventLoop<E> {
     /// A connection was made: the broker may have lost what it kept for us, so it is asked for.
     pub(super) fn parcels_connected(&mut self, packet_limit: usize) {
         self.parcels.connected = true;
-        self.parcels.packet_limit = packet_limit;
+        if self.parcels.packet_limit != packet_limit {
+            self.parcels.packet_limit = packet_limit;
+            self.tell_anew();
+        }
         self.parcels.requests.clear();
         let digest = self.envelope.as_deref().map(coracle_core::digest::sha256_hex);
         let generation = self.in_force.generation;
         self.want(Wanted::Connected { generation, digest });
         self.backlog_connected();
+        self.health_connected();
     }
 
     pub(super) fn parcels_disconnected(&mut self) {
         self.parcels.connected = false;
         self.backlog_disconnected();
+        self.health_disconnected();
+    }
+
+    /// Whether something can be sent now.
+    pub(super) fn can_send_parcels(&self) -> bool {
+        self.parcels.connected && self.parcels.flying.is_none()
     }
 
     /// How large a document may be to go in one packet, in bytes.
@@ -103,7 +116,7 @@ impl<E: Execute> EventLoop<E> {
 
     /// The most important thing that is to be sent.
     fn next_parcel(&mut self) -> Option<(Freight, Parcel)> {
-        self.next_request().or_else(|| self.next_events())
+        self.next_request().or_else(|| self.next_events()).or_else(|| self.next_health())
     }
 
     fn next_request(&mut self) -> Option<(Freight, Parcel)> {
@@ -123,6 +136,7 @@ impl<E: Execute> EventLoop<E> {
                 tracing::warn!(reason, "a request could not be published");
             }
             (Freight::Request(_), _) => {}
+            (Freight::Health(freight), delivery) => self.health_delivered(freight, delivery),
             (Freight::Events(sequences), delivery) => self.events_delivered(&sequences, delivery),
         }
     }

@@ -310,9 +310,10 @@ impl Gateway {
         place: TempDir,
         hands: Hands,
         events: mpsc::Receiver<RuntimeEvent>,
-        link: Option<(LinkHandle, mpsc::Receiver<LinkEvent>)>,
+        link: Option<(LinkHandle, mpsc::Receiver<LinkEvent>, u32)>,
     ) -> Self {
-        let (link, link_events) = link.unzip();
+        let pulses = link.as_ref().map_or(300, |(_, _, seconds)| *seconds);
+        let (link, link_events) = link.map(|(handle, events, _)| (handle, events)).unzip();
         let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
         let directory = place.path().join("state");
         let factory = place.path().join("factory.signed");
@@ -338,6 +339,19 @@ impl Gateway {
             manager: ServiceManager::default(),
             local: local(place.path()),
             readiness: Readiness::open(place.path()),
+            told: HealthSetup {
+                config: crate::config::HealthConfig {
+                    interval_seconds: pulses,
+                    ..Default::default()
+                },
+                meter: crate::health::Meter::new(place.path()),
+                networks: crate::network::Networks::new(&Config {
+                    runtime_dir: place.path().join("run"),
+                    ..Config::default()
+                }),
+                caps: Default::default(),
+                listening: Listening::default(),
+            },
         });
         event_loop.restore(loaded, 1).await;
         let (calls, api) = mpsc::channel(8);

@@ -123,6 +123,7 @@ pub struct LinkHandle {
     acknowledgements: mpsc::Sender<AckToken>,
     presence: Arc<watch::Sender<Value>>,
     reported: Arc<watch::Sender<Value>>,
+    farewell: Arc<watch::Sender<Value>>,
     parcels: mpsc::Sender<Parcel>,
 }
 
@@ -148,6 +149,11 @@ impl LinkHandle {
         self.presence.send_replace(Some(presence.into()));
     }
 
+    /// Sets what is published as presence when the agent takes leave; until then it is the last will.
+    pub fn set_farewell(&self, presence: impl Into<Arc<[u8]>>) {
+        self.farewell.send_replace(Some(presence.into()));
+    }
+
     /// Sets the newest reported state ([`coracle_protocol::ReportedState`] as JSON).
     pub fn set_reported(&self, reported: impl Into<Arc<[u8]>>) {
         self.reported.send_replace(Some(reported.into()));
@@ -158,8 +164,10 @@ impl LinkHandle {
 pub struct Link {
     config: LinkConfig,
     gateway: GatewayId,
-    /// Presence that says offline: the last will, and the farewell.
+    /// Presence that says offline: the last will.
     offline: Vec<u8>,
+    /// The same with a reason, for who takes leave.
+    farewell: watch::Receiver<Value>,
     files: Files,
     outbox: Outbox,
     acknowledgements: mpsc::Receiver<AckToken>,
@@ -193,12 +201,14 @@ impl Link {
         let (ack_sender, ack_receiver) = mpsc::channel(ACKNOWLEDGEMENTS);
         let (presence_sender, presence) = watch::channel(None);
         let (reported_sender, reported) = watch::channel(None);
+        let (farewell_sender, farewell) = watch::channel(None);
         let (parcel_sender, parcels) = mpsc::channel(PARCELS);
         let link = Link {
             files: Files::new(config.ca.clone(), config.cert.clone(), config.key.clone()),
             config,
             gateway,
             offline,
+            farewell,
             outbox: Outbox::new(presence, reported, parcels),
             acknowledgements: ack_receiver,
             events: event_sender,
@@ -208,6 +218,7 @@ impl Link {
             acknowledgements: ack_sender,
             presence: Arc::new(presence_sender),
             reported: Arc::new(reported_sender),
+            farewell: Arc::new(farewell_sender),
             parcels: parcel_sender,
         };
         (link, handle, event_receiver)

@@ -501,6 +501,7 @@ fn status() -> Status {
     };
     Status {
         reported: ReportedState {
+            omitted_workloads: 0,
             schema: 1,
             gateway: "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11".parse().unwrap(),
             boot_id: "b".into(),

@@ -1,7 +1,10 @@
 //! The talk with the fleet, over a real broker and in real time.
 
 use coracle_protocol::event::{Event as Told, Events};
+use coracle_protocol::health::Health as HealthDocument;
+use coracle_protocol::presence::OfflineReason;
 use coracle_protocol::topic::{Kind, Topic};
+use coracle_protocol::{Presence, Pulse, ReportedState};
 use coracle_testbed::broker::{GATEWAY_RULES, Subscription};
 use coracle_testbed::{Broker, Pki, Place};
 
@@ -16,6 +19,25 @@ struct Bed {
     broker: Broker,
     pki: Pki,
     _place: Place,
+}
+
+/// The link, to be ended by itself.
+struct Leaving {
+    leave: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Leaving {
+    /// In order.
+    async fn leave(self) {
+        self.leave.send(()).unwrap();
+        self.task.await.unwrap();
+    }
+
+    /// As a power cut would.
+    fn abort(self) {
+        self.task.abort();
+    }
 }
 
 fn topic(kind: Kind) -> String {
@@ -35,8 +57,12 @@ impl Bed {
         self.broker.listen(&topic(kind)).unwrap()
     }
 
-    /// A gateway with a link that takes leave when the loop ends, and what ends the link at once.
-    async fn gateway(&self, place: TempDir) -> (Gateway, JoinHandle<()>) {
+    /// A gateway, and its link.
+    async fn gateway(&self, place: TempDir) -> (Gateway, Leaving) {
+        self.gateway_with_pulses(place, 300).await
+    }
+
+    async fn gateway_with_pulses(&self, place: TempDir, seconds: u32) -> (Gateway, Leaving) {
         let own = self.pki.client(GATEWAY).unwrap();
         let config = LinkConfig {
             host: "localhost".into(),
@@ -51,8 +77,11 @@ impl Bed {
         let (link, handle, events) = Link::new(config, GATEWAY.parse().unwrap(), b"{}".to_vec());
         let (runtime, exits) = FakeRuntime::new();
         let hands = Hands { runtime, shelf: Arc::default() };
-        let gateway = Gateway::start_with(place, hands, exits, Some((handle, events))).await;
-        (gateway, tokio::spawn(link.run(std::future::pending())))
+        let link_ends = Some((handle, events, seconds));
+        let gateway = Gateway::start_with(place, hands, exits, link_ends).await;
+        let (leave, left) = oneshot::channel();
+        let task = tokio::spawn(link.run(async move { left.await.unwrap_or_default() }));
+        (gateway, Leaving { leave, task })
     }
 }
 
@@ -160,6 +189,90 @@ async fn what_happened_offline_is_told_after_a_restart_of_the_agent() {
     let (stream, started) = await_event(&listener, "started").await;
     assert_eq!(started.replica.as_deref(), Some("web.0"));
     bed.broker.publish(&topic(Kind::Receipts), &receipt(&stream, 1000), false).unwrap();
+    gateway.end().await;
+    link.abort();
+}
+
+/// The newest document on a topic that is as wanted.
+async fn document<T: serde::de::DeserializeOwned>(
+    listener: &Subscription,
+    what: &str,
+    wanted: impl Fn(&T) -> bool,
+) -> T {
+    wait_for(what, || {
+        let messages = listener.messages();
+        let mut read =
+            messages.iter().rev().filter_map(|m| serde_json::from_slice(&m.payload).ok());
+        read.find(|document| wanted(document))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_broker_that_takes_small_packets_gets_all_that_matters() {
+    const PACKET: usize = 4000;
+    let bed = Bed::new(&format!("max_packet_size {PACKET}"));
+    let listeners = [Kind::Reported, Kind::Health, Kind::Events, Kind::Status];
+    let [reported, health, events, status] = listeners.map(|kind| bed.listen(kind));
+    let (gateway, link) = bed.gateway(tempfile::tempdir().unwrap()).await;
+    let names: Vec<_> = (0..200).map(|n| format!("workload-with-a-long-name-{n}")).collect();
+    let workloads: Vec<_> = names.iter().map(|name| (name.as_str(), "a")).collect();
+    gateway.order(1, &workloads).await;
+    gateway.hands.runtime.connect();
+    gateway
+        .until("running", |s| s.reported.workloads.iter().all(|w| w.replicas[0].pid.is_some()))
+        .await;
+
+    let read: ReportedState = document(&reported, "a report", |read: &ReportedState| {
+        read.generation_applied == 1 && read.omitted_workloads > 0
+    })
+    .await;
+    assert_eq!(read.workloads.len() + read.omitted_workloads as usize, 200);
+    let read = document(&health, "health", |read: &HealthDocument| read.omitted > 0).await;
+    assert!(read.conditions.iter().any(|condition| condition.name == "orders"));
+    let read = document(&status, "presence", |read: &Presence| read.running.len() > 5).await;
+    assert_eq!(read.running.len() + read.omitted as usize, 200);
+    await_event(&events, "order-accepted").await;
+
+    for listener in [&reported, &health, &events, &status] {
+        for message in listener.messages() {
+            assert!(message.payload.len() < PACKET, "{}: {}", message.topic, message.payload.len());
+        }
+    }
+    gateway.end().await;
+    link.leave().await;
+    let read = document(&status, "a farewell", |read: &Presence| read.reason.is_some()).await;
+    assert_eq!(read, Presence::leaving(GATEWAY.parse().unwrap(), OfflineReason::Shutdown));
+}
+
+#[tokio::test]
+async fn health_is_told_on_change_and_a_pulse_names_it() {
+    let bed = Bed::new("");
+    let health = bed.listen(Kind::Health);
+    let (gateway, link) = bed.gateway_with_pulses(tempfile::tempdir().unwrap(), 10).await;
+    let first = document(&health, "health", |_: &HealthDocument| true).await;
+    assert_eq!(first.gateway, GATEWAY.parse().unwrap());
+    assert!(first.numbers.memory_total_kib.is_some());
+    assert_eq!(first.workloads, []);
+
+    gateway.order(1, &[("web", "a")]).await;
+    gateway.hands.runtime.connect();
+    let news = |read: &HealthDocument| read.workloads.iter().any(|w| w.name == "web");
+    let second = document(&health, "news", news).await;
+    assert!(second.sequence > first.sequence);
+    let apart = second.at.unix() - first.at.unix();
+    assert!(apart >= 9, "documents {apart} s apart");
+
+    let asked = gateway.ask(Call::Health).await;
+    assert_eq!(asked.workloads.len(), 1);
+
+    let pulse = wait_for("a pulse that names it", || {
+        let messages = health.messages();
+        let mut pulses = messages.iter().filter_map(|m| Pulse::decode(&m.payload).ok());
+        pulses.find(|pulse| pulse.health >= second.sequence)
+    })
+    .await;
+    assert_eq!((pulse.workloads, pulse.generation), (1, 1));
     gateway.end().await;
     link.abort();
 }
