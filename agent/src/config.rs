@@ -722,6 +722,17 @@ mod tests {
             let error = Config::parse(&format!("[logs]\n{key} = {value}")).unwrap_err();
             assert!(error.contains(&format!("logs.{key}")), "{error}");
         }
+        for (key, value) in [
+            ("interval_seconds", "9"),
+            ("disk_free_percent", "61"),
+            ("temperature_celsius", "900"),
+            ("interval", "10"),
+        ] {
+            let error = Config::parse(&format!("[health]\n{key} = {value}")).unwrap_err();
+            assert!(error.contains("health") || error.contains("unknown field"), "{error}");
+        }
+        let never = Config::parse("[health]\ninterval_seconds = 0").unwrap();
+        assert_eq!(never.health.interval_seconds, 0);
         let files = "certificate = \"c\"\nkey = \"k\"\nclient_ca = \"a\"\n";
         let tls = |lines: &str| Config::parse(&format!("[api.tls]\n{files}{lines}"));
         let good =

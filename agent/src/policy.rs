@@ -371,6 +371,19 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_is_bytes_a_day_and_none_is_kept_from_what_keeps_the_link() {
+        let caps = load("[budget]\ntotal = 5_000_000\nlogs = 1_000_000").caps;
+        assert_eq!(
+            (caps.total, caps.kinds.get(&TrafficKind::Logs)),
+            (Some(5_000_000), Some(&1_000_000))
+        );
+        assert_eq!(load("").caps, Caps::default());
+        for bad in ["[budget]\norders = 1", "[budget]\nkeep-alive = 1", "[budget]\ntotal = -1"] {
+            assert!(!load(bad).state.good, "{bad}");
+        }
+    }
+
+    #[test]
     fn the_documented_example_is_what_it_says() {
         let installed = load(&documented());
         assert_eq!(installed.state.reason, "in-force", "{:?}", installed.state);

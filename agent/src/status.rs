@@ -19,6 +19,9 @@ pub struct Status {
     /// The connection to the broker; absent if none is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<LinkStatus>,
+    /// Bytes that the link has carried today (UTC), both ways together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_bytes_today: Option<u64>,
     /// Images being fetched, sorted by reference.
     pub pulls: Vec<PullStatus>,
 }

@@ -39,6 +39,7 @@ mod failure;
 mod identity;
 mod input;
 mod interrupts;
+mod link;
 mod logs;
 mod operate;
 mod output;
@@ -168,6 +169,12 @@ pub enum ClientCommand {
         "coracle restart --wait 120 web        until all of them are others, and ready"
     ))]
     Restart(operate::Args),
+    /// Tell how the link to the broker is, and what it has carried today
+    #[command(after_help = examples!(
+        "coracle link",
+        "coracle link --json | jq '.today.kinds[]'"
+    ))]
+    Link(link::Args),
     /// List the named volumes with size, last use and users; remove those that nobody uses
     #[command(after_help = examples!(
         "coracle volumes",
@@ -273,6 +280,7 @@ pub fn run(socket: PathBuf, command: ClientCommand) -> Result<Outcome, Failure> 
         ClientCommand::Status(args) => status::run(socket, &args),
         ClientCommand::Ps(args) => ps::run(socket, &args),
         ClientCommand::Events(args) => events::run(socket, &args),
+        ClientCommand::Link(args) => link::run(socket, &args),
         ClientCommand::Logs(args) => logs::run(&args),
         ClientCommand::Start(args) => operate::run(socket, Operation::Start, &args),
         ClientCommand::Stop(args) => operate::run(socket, Operation::Stop, &args),

@@ -1,6 +1,7 @@
 //! Begins what the plan says, and takes in what came of it.
 
 use coracle_core::artifact::Software;
+use coracle_core::budget::TrafficKind;
 use coracle_core::desired::Workload;
 use coracle_core::name::{ContainerId, ReplicaId};
 use coracle_core::observed::{Busy, Container, Pod, Task};
@@ -29,12 +30,14 @@ impl<E: Execute> EventLoop<E> {
     /// plan if it is still needed then. Says whether anything was begun.
     pub(super) fn begin(&mut self) -> bool {
         let mut begun = false;
+        // What waits for tomorrow is in each plan until then; the condition `budget` says so.
+        let may_pull = self.may_send(TrafficKind::Images, 1);
         for action in self.plan.actions.clone() {
             let busy = |starting: bool| {
                 self.busy.values().filter(|busy| busy.starting.is_some() == starting).count()
             };
             let room = match &action {
-                Action::Pull { .. } => self.pulls.len() < PULLS_AT_ONCE,
+                Action::Pull { .. } => may_pull && self.pulls.len() < PULLS_AT_ONCE,
                 Action::Start(_) => busy(true) < STARTS_AT_ONCE,
                 Action::Stop(_)
                 | Action::Remove { .. }

@@ -154,6 +154,7 @@ impl<E: Execute> EventLoop<E> {
 
     fn status(&mut self) -> Status {
         let now = self.clock.now();
+        let link_bytes_today = self.link.is_some().then(|| self.bytes_today());
         let pulls = self.pulls.iter().map(|(software, pull)| {
             let progress = pull.progress.borrow();
             PullStatus {
@@ -166,6 +167,7 @@ impl<E: Execute> EventLoop<E> {
         Status {
             reported: self.report(now),
             link: self.link_status.clone(),
+            link_bytes_today,
             pulls: pulls.collect(),
         }
     }

@@ -100,6 +100,13 @@ impl<E: Execute> EventLoop<E> {
         Some((RecordId::Usage, Some(Record::Usage(self.usage.usage.record()))))
     }
 
+    /// Of all kinds, both ways together.
+    pub(super) fn bytes_today(&mut self) -> u64 {
+        self.take_in_usage();
+        let used = self.usage.usage.used().values();
+        used.fold(0, |sum: u64, bytes| sum.saturating_add(bytes.both()))
+    }
+
     /// Today's use, for documents.
     pub(super) fn link_use(&self) -> LinkUse {
         let kind = |(kind, bytes): (&TrafficKind, &Bytes)| KindUse {

@@ -20,9 +20,10 @@ use coracle::native_status::{
     Artifacts, LongWork, LongWorkRefusal, OperationState, OperationStatus, Operations, Services,
 };
 use coracle::status::{
-    Applied, Call, Happening, Happenings, Operated, Operation, OperationRefusal, Problem,
+    Applied, Call, Happening, Happenings, LinkDay, Operated, Operation, OperationRefusal, Problem,
     SecretsKey, Status, VolumeRefusal, VolumeStatus, Volumes,
 };
+use coracle_protocol::health::LinkUse;
 use coracle_protocol::reported::{
     Condition, ConditionStatus, Phase, ReplicaReport, ReplicaState, ReportedState, StoppedReport,
     WorkloadReport,
@@ -253,6 +254,16 @@ fn run(
 fn answer(call: Call, facts: &mut Facts) {
     match call {
         Call::Status(answer) => drop(answer.send(facts.status.clone())),
+        Call::Health(answer) => {
+            let text = include_str!("../../../protocol/tests/golden/health-1-full.json");
+            drop(answer.send(serde_json::from_str(text).unwrap()));
+        }
+        Call::Link(answer) => drop(answer.send(LinkDay {
+            link: None,
+            today: LinkUse { day: 20513, kinds: Vec::new() },
+            cap: None,
+            held_back: Vec::new(),
+        })),
         Call::Events(after, answer) => {
             let mut happenings = facts.happenings.clone();
             happenings.events.retain(|event| event.sequence > after);
@@ -531,6 +542,7 @@ fn status() -> Status {
             }],
         },
         link: None,
+        link_bytes_today: None,
         pulls: Vec::new(),
     }
 }

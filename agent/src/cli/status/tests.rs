@@ -34,6 +34,7 @@ fn idle() -> Status {
             workloads: Vec::new(),
         },
         link: None,
+        link_bytes_today: None,
         pulls: Vec::new(),
     }
 }
