@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use coracle_protocol::Presence;
+use coracle_protocol::presence::Listening;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -22,9 +23,9 @@ use crate::api::{Api, ApiError, Remote};
 use crate::artifacts::Artifacts;
 use crate::config::{ApiConfig, Config};
 use crate::containerd::Containerd;
-use crate::event_loop::{EventLoop, Local, Means, Setup, Sources};
+use crate::event_loop::{EventLoop, HealthSetup, Local, Means, Setup, Sources};
 use crate::execute::{Around, Executor, Native, chain};
-use crate::health::{Finding, Health};
+use crate::health::{Finding, Health, Meter};
 use crate::images::{Images, ImagesError};
 use crate::large_orders::LargeOrders;
 use crate::link::Link;
@@ -64,6 +65,12 @@ async fn daemon(config: Config) -> Result<()> {
     let policy = Installed::load(&config.policy);
     let mut known = vec![trust, registries(&troubles), Finding::of_policy(&policy.state)];
     let remote = offer_api_over_tcp(&config.api, &mut known).await;
+    let listening = Listening {
+        socket: Some(config.api.socket.display().to_string()),
+        tls: remote.as_ref().and_then(|remote| remote.address().ok()).map(|a| a.to_string()),
+        console: None,
+    };
+    let caps = policy.caps.clone();
     let health = Health::new(config.clone(), device.clone(), known);
     let secrets = Arc::new(Secrets::new(&config.state_dir, device.gateway));
     let preflight =
@@ -126,6 +133,13 @@ async fn daemon(config: Config) -> Result<()> {
         means: Means {
             reboot: config.reboot.clone(),
             configuration: without_passwords(&format!("{config:#?}")),
+        },
+        told: HealthSetup {
+            config: config.health,
+            meter: Meter::new(&config.state_dir),
+            networks: networks.clone(),
+            caps,
+            listening,
         },
     });
     event_loop.restore(loaded, random_seed()).await;

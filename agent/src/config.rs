@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use coracle_core::health::Thresholds;
 use coracle_protocol::GatewayId;
 use rustls_pki_types::ServerName;
 use serde::Deserialize;
@@ -56,6 +57,9 @@ pub struct Config {
     /// What containers say.
     #[serde(default)]
     pub logs: LogsConfig,
+    /// What the gateway says of its health.
+    #[serde(default)]
+    pub health: HealthConfig,
     /// Who judges configurations by their templates.
     #[serde(default)]
     pub templates: TemplatesConfig,
@@ -660,6 +664,68 @@ impl LogsConfig {
     }
 }
 
+/// What the gateway says of its health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthConfig {
+    /// Seconds between two pulses, the compact form; 0 for none, else at least 10.
+    pub interval_seconds: u32,
+    /// Least free space of the state directory's file system, in percent.
+    pub disk_free_percent: u8,
+    /// Least free inodes there, in percent.
+    pub inodes_free_percent: u8,
+    /// Least memory that can be had, in percent.
+    pub memory_available_percent: u8,
+    /// Highest temperature, in degrees Celsius.
+    pub temperature_celsius: i32,
+}
+
+impl Default for HealthConfig {
+    fn default() -> Self {
+        let Thresholds {
+            disk_free_percent,
+            inodes_free_percent,
+            memory_available_percent,
+            temperature_celsius,
+        } = Thresholds::default();
+        Self {
+            interval_seconds: 300,
+            disk_free_percent,
+            inodes_free_percent,
+            memory_available_percent,
+            temperature_celsius,
+        }
+    }
+}
+
+impl HealthConfig {
+    /// From where on a number is bad.
+    pub fn thresholds(&self) -> Thresholds {
+        Thresholds {
+            disk_free_percent: self.disk_free_percent,
+            inodes_free_percent: self.inodes_free_percent,
+            memory_available_percent: self.memory_available_percent,
+            temperature_celsius: self.temperature_celsius,
+        }
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        if (1..10).contains(&self.interval_seconds) {
+            return Err("health.interval_seconds must be 0, for never, or at least 10");
+        }
+        let percents =
+            [self.disk_free_percent, self.inodes_free_percent, self.memory_available_percent];
+        // Half as much again is wanted to be good again.
+        if percents.iter().any(|percent| *percent > 60) {
+            return Err("health: percentages of what is to be free must be at most 60");
+        }
+        match self.temperature_celsius {
+            -40..=200 => Ok(()),
+            _ => Err("health.temperature_celsius must be between -40 and 200"),
+        }
+    }
+}
+
 /// Who judges configurations by their templates.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -767,6 +833,7 @@ impl Config {
         }
         config.api.check()?;
         config.logs.check()?;
+        config.health.check()?;
         config.templates.check()?;
         config.artifacts.check()?;
         if !config.reboot.program.is_absolute() {
@@ -840,6 +907,17 @@ mod tests {
             let error = Config::parse(&format!("[logs]\n{key} = {value}")).unwrap_err();
             assert!(error.contains(&format!("logs.{key}")), "{error}");
         }
+        for (key, value) in [
+            ("interval_seconds", "9"),
+            ("disk_free_percent", "61"),
+            ("temperature_celsius", "900"),
+            ("interval", "10"),
+        ] {
+            let error = Config::parse(&format!("[health]\n{key} = {value}")).unwrap_err();
+            assert!(error.contains("health") || error.contains("unknown field"), "{error}");
+        }
+        let never = Config::parse("[health]\ninterval_seconds = 0").unwrap();
+        assert_eq!(never.health.interval_seconds, 0);
         let files = "certificate = \"c\"\nkey = \"k\"\nclient_ca = \"a\"\n";
         let tls = |lines: &str| Config::parse(&format!("[api.tls]\n{files}{lines}"));
         let good =

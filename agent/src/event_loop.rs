@@ -8,8 +8,10 @@
 //! |---|---|
 //! | `act` | begins what the plan says, takes in what came of it |
 //! | `alive` | signs of life for the service manager |
+//! | `backlog` | events for the fleet, until it has them |
 //! | `commands` | commands of the fleet: journalled, begun, ended; their results and output |
 //! | `by_hand` | workloads that somebody starts, stops, drains, restarts |
+//! | `health` | how the gateway is, on change, on demand and at intervals |
 //! | `local` | what only this gateway can tell: volumes, public keys |
 //! | `look` | what exists: lists, exits, containerd coming and going |
 //! | `large` | orders that are larger than a packet: where they are, what has come of them |
@@ -17,12 +19,16 @@
 //! | `obey` | orders: judged, stored, acknowledged, put into force |
 //! | `receipts` | what the fleet says that it holds |
 //! | `parcels` | what goes to the fleet one at a time, the most important first |
+//! | `receipts` | what the fleet holds |
 //! | `tell` | reports, presence, status |
+//! | `usage` | what the link carries in a day |
 
 mod act;
 mod alive;
+mod backlog;
 mod by_hand;
 mod commands;
+mod health;
 mod large;
 mod lead;
 mod local;
@@ -32,6 +38,7 @@ mod operations;
 mod parcels;
 mod receipts;
 mod tell;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -46,7 +53,7 @@ use coracle_core::reconcile::reconcile;
 use coracle_core::record::RecordId;
 use coracle_core::report::Conditions;
 use coracle_core::traffic::Traffic;
-use coracle_protocol::presence::Machine;
+use coracle_protocol::presence::{Listening, Machine, OfflineReason};
 use coracle_protocol::reported::Refused;
 use coracle_protocol::{CommandId, GatewayId, Timestamp};
 use tokio::sync::{mpsc, watch};
@@ -72,6 +79,7 @@ use crate::trust::TrustedKeys;
 use operations::LongOperations;
 
 pub use commands::Means;
+pub use health::HealthSetup;
 pub use local::Local;
 
 /// Everything that can happen.
@@ -165,6 +173,8 @@ pub struct Setup<E> {
     pub readiness: Readiness,
     /// What commands are done with.
     pub means: Means,
+    /// What health is made of.
+    pub told: HealthSetup,
 }
 
 /// The state of the agent.
@@ -226,6 +236,10 @@ pub struct EventLoop<E> {
     parcels: parcels::Parcels,
     commands: commands::Doing,
     large: large::Large,
+    listening: Listening,
+    events: backlog::EventsToTell,
+    telling_health: health::HealthToTell,
+    usage: usage::UsageToTell,
 }
 
 #[derive(Debug)]
@@ -250,6 +264,7 @@ struct Unstored {
 impl<E: Execute> EventLoop<E> {
     /// A loop that has not seen anything yet.
     pub fn new(setup: Setup<E>) -> Self {
+        let HealthSetup { config, meter, networks, caps, listening } = setup.told;
         let link_status = setup.broker.map(|broker| LinkStatus {
             broker,
             connected: false,
@@ -300,6 +315,10 @@ impl<E: Execute> EventLoop<E> {
             parcels: parcels::Parcels::default(),
             commands: commands::Doing::new(setup.means),
             large: large::Large::new(setup.large_orders),
+            events: backlog::EventsToTell::default(),
+            telling_health: health::HealthToTell::new(config, meter, networks),
+            usage: usage::UsageToTell::new(caps),
+            listening,
         }
     }
 
@@ -310,6 +329,7 @@ impl<E: Execute> EventLoop<E> {
 
     /// Runs until told to end. What was started keeps running.
     pub async fn run(mut self, mut sources: Sources) -> Self {
+        self.leave_for(OfflineReason::Shutdown);
         self.step().await;
         self.say_ready();
         while let Some(event) = self.next(&mut sources).await {
@@ -318,6 +338,7 @@ impl<E: Execute> EventLoop<E> {
         }
         self.say_stopping();
         self.work.shutdown().await;
+        self.store_backlog().await;
         self
     }
 
@@ -413,6 +434,8 @@ impl<E: Execute> EventLoop<E> {
             self.life.due(),
             self.commands.due(),
             Some(self.look_around_at),
+            self.events.due(),
+            self.telling_health.due(self.can_send_parcels()),
         ];
         moments.into_iter().flatten().min().map(|moment| self.clock.until(moment))
     }
@@ -420,6 +443,7 @@ impl<E: Execute> EventLoop<E> {
     fn happened(&mut self, now: Now, kind: &str, replica: Option<&ReplicaId>, message: String) {
         let replica = replica.map(ToString::to_string);
         info!(kind, replica, "{message}");
+        self.keep_event(now, kind, replica.as_deref(), &message);
         self.journal.add(Timestamp::from_unix(now.wall.as_secs()), kind, replica, message);
     }
 }

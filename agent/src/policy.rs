@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use coracle_core::backoff::Retry;
+use coracle_core::budget::{Caps, TrafficKind};
 use coracle_core::desired::{CAPABILITIES, Seccomp};
 use coracle_core::name::ResourceName;
 use coracle_core::policy::{ALL, HostPath, Policy, Resource};
@@ -32,6 +33,8 @@ pub struct Installed {
     pub policy: Policy,
     /// What is to be said of it.
     pub state: State,
+    /// Most that the link may carry a day.
+    pub caps: Caps,
     seccomp_dir: PathBuf,
 }
 
@@ -92,6 +95,7 @@ struct File {
     seccomp_dir: PathBuf,
     max_memory_mib: Option<u64>,
     commands: BTreeMap<String, Permission>,
+    budget: BudgetTable,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -99,6 +103,17 @@ struct File {
 enum Permission {
     Allow,
     Deny,
+}
+
+/// Most bytes that the link may carry a day, both ways together.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct BudgetTable {
+    total: Option<u64>,
+    reports: Option<u64>,
+    health: Option<u64>,
+    logs: Option<u64>,
+    images: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -136,6 +151,7 @@ impl Default for File {
             seccomp_dir: "/etc/coracle/seccomp".into(),
             max_memory_mib: policy.max_memory_mib,
             commands: BTreeMap::new(),
+            budget: BudgetTable::default(),
         }
     }
 }
@@ -183,7 +199,7 @@ impl Installed {
                 State { good: false, reason: "profile-invalid", message }
             }
         };
-        Self { policy, state, seccomp_dir: file.seccomp_dir }
+        Self { policy, state, caps: file.budget.into(), seccomp_dir: file.seccomp_dir }
     }
 
     fn strictest(why: String) -> Self {
@@ -194,6 +210,8 @@ impl Installed {
         Self {
             policy: Policy::strictest(),
             state: State { good: false, reason: "invalid", message },
+            // What is wrong is to be told.
+            caps: Caps::default(),
             seccomp_dir: File::default().seccomp_dir,
         }
     }
@@ -332,6 +350,19 @@ impl From<HostPathTable> for HostPath {
     }
 }
 
+impl From<BudgetTable> for Caps {
+    fn from(table: BudgetTable) -> Self {
+        let kinds = [
+            (TrafficKind::Reports, table.reports),
+            (TrafficKind::Health, table.health),
+            (TrafficKind::Logs, table.logs),
+            (TrafficKind::Images, table.images),
+        ];
+        let kinds = kinds.into_iter().filter_map(|(kind, cap)| Some((kind, cap?)));
+        Self { total: table.total, kinds: kinds.collect() }
+    }
+}
+
 impl From<ResourceTable> for Resource {
     fn from(table: ResourceTable) -> Self {
         Self { devices: table.devices, access: table.access }
@@ -364,6 +395,19 @@ mod tests {
         assert_eq!(installed.policy, Policy::default());
         assert!(installed.state.good && installed.state.reason == "default");
         assert_eq!(load("").policy, Policy::default(), "an empty file says nothing else");
+    }
+
+    #[test]
+    fn a_budget_is_bytes_a_day_and_none_is_kept_from_what_keeps_the_link() {
+        let caps = load("[budget]\ntotal = 5_000_000\nlogs = 1_000_000").caps;
+        assert_eq!(
+            (caps.total, caps.kinds.get(&TrafficKind::Logs)),
+            (Some(5_000_000), Some(&1_000_000))
+        );
+        assert_eq!(load("").caps, Caps::default());
+        for bad in ["[budget]\norders = 1", "[budget]\nkeep-alive = 1", "[budget]\ntotal = -1"] {
+            assert!(!load(bad).state.good, "{bad}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What the local API says and the command line shows: the shapes that both share, and the calls
 //! that the API makes of the event loop.
 
-use coracle_protocol::{CommandState, GatewayId, Refusal, ReportedState, Timestamp};
+use coracle_protocol::health::LinkUse;
+use coracle_protocol::{CommandState, GatewayId, Health, Refusal, ReportedState, Timestamp};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -18,6 +19,9 @@ pub struct Status {
     /// The connection to the broker; absent if none is configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<LinkStatus>,
+    /// Bytes that the link has carried today (UTC), both ways together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_bytes_today: Option<u64>,
     /// Images being fetched, sorted by reference.
     pub pulls: Vec<PullStatus>,
 }
@@ -36,6 +40,23 @@ pub struct LinkStatus {
     /// When the next try is, by the gateway's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_try: Option<Timestamp>,
+}
+
+/// `GET /v1/link`: what the link carries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct LinkDay {
+    /// The connection to the broker; absent if none is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkStatus>,
+    /// What was carried today (UTC), by kind.
+    pub today: LinkUse,
+    /// Most bytes a day of all kinds, both ways together; absent if there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cap: Option<u64>,
+    /// Kinds that are held back until midnight UTC.
+    #[serde(default)]
+    pub held_back: Vec<String>,
 }
 
 /// An image being fetched.
@@ -310,6 +331,10 @@ pub struct Applied {
 pub enum Call {
     /// What is ordered, what runs, what does not and why.
     Status(oneshot::Sender<Status>),
+    /// How the gateway is.
+    Health(oneshot::Sender<Health>),
+    /// What the link carries.
+    Link(oneshot::Sender<LinkDay>),
     /// What happened after the event with this sequence.
     Events(u64, oneshot::Sender<Happenings>),
     /// A signed order to put into force.

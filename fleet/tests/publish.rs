@@ -95,6 +95,7 @@ impl Bed {
 
     fn report(&self, sequence: u64, generation: u64, phase: Phase) -> ReportedState {
         ReportedState {
+            omitted_workloads: 0,
             schema: 1,
             gateway: self.gateway,
             boot_id: "boot".into(),

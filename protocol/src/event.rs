@@ -24,7 +24,8 @@ pub struct Events {
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Rises by one with each; an event that comes again has the same.
+    /// Rises with each; an event that comes again has the same. Numbers may be left out: what is
+    /// missing is told by [`Events::dropped`] alone.
     pub sequence: u64,
     /// When, by the gateway's clock.
     pub at: Timestamp,

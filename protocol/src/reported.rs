@@ -40,6 +40,20 @@ pub struct ReportedState {
     pub conditions: Vec<Condition>,
     /// What was ordered and what became of it, sorted by name.
     pub workloads: Vec<WorkloadReport>,
+    /// How many workloads were left out to keep to the packet's limit: those that are as ordered
+    /// first.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub omitted_workloads: u32,
+}
+
+impl ReportedState {
+    /// Leaves workloads out, and counts them.
+    pub fn omit_workloads(&mut self, omit: impl FnOnce(&mut Vec<WorkloadReport>)) {
+        let before = self.workloads.len();
+        omit(&mut self.workloads);
+        let gone = before.saturating_sub(self.workloads.len());
+        self.omitted_workloads += u32::try_from(gone).unwrap_or(u32::MAX);
+    }
 }
 
 /// How far the gateway is with its orders.

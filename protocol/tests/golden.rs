@@ -6,7 +6,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use coracle_protocol::{DesiredState, Envelope, Presence, ReportedState, desired};
+use coracle_protocol::event::Events;
+use coracle_protocol::{DesiredState, Envelope, Health, Presence, ReportedState, desired};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -43,6 +44,16 @@ fn reported_states() {
 #[test]
 fn presences() {
     reads_and_writes_alike::<Presence>("presence-");
+}
+
+#[test]
+fn health() {
+    reads_and_writes_alike::<Health>("health-");
+}
+
+#[test]
+fn events() {
+    reads_and_writes_alike::<Events>("events-");
 }
 
 #[test]

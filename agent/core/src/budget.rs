@@ -1,4 +1,11 @@
 //! Budgets of the link: bytes a day by kind.
+//!
+//! In: what was carried, the day, the policy's caps. Out: what may still be carried today. The least
+//! important is held back first: of the total, a share is kept from each kind but the most important,
+//! so that logs and images cannot use up what reports need. Deliberately not here: counting.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +27,35 @@ pub enum TrafficKind {
     Images,
 }
 
+impl TrafficKind {
+    /// All of them, the most important first.
+    pub const ALL: [Self; 6] =
+        [Self::KeepAlive, Self::Orders, Self::Reports, Self::Health, Self::Logs, Self::Images];
+
+    /// As it is written in documents and in the policy.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::KeepAlive => "keep-alive",
+            Self::Orders => "orders",
+            Self::Reports => "reports",
+            Self::Health => "health",
+            Self::Logs => "logs",
+            Self::Images => "images",
+        }
+    }
+
+    /// How much of the total is kept from it for what is more important, in percent; `None` for what
+    /// is never held back: without it the gateway could not be reached.
+    pub fn kept_from(self) -> Option<u64> {
+        match self {
+            Self::KeepAlive | Self::Orders => None,
+            Self::Reports => Some(10),
+            Self::Health => Some(20),
+            Self::Logs | Self::Images => Some(50),
+        }
+    }
+}
+
 /// Bytes of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bytes {
@@ -29,6 +65,13 @@ pub struct Bytes {
     pub received: u64,
 }
 
+impl Bytes {
+    /// Both ways together.
+    pub fn both(self) -> u64 {
+        self.sent.saturating_add(self.received)
+    }
+}
+
 /// What is kept of the link's use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageRecord {
@@ -36,4 +79,177 @@ pub struct UsageRecord {
     pub day: u64,
     /// By kind, in the order of [`TrafficKind`].
     pub kinds: Vec<(TrafficKind, Bytes)>,
+}
+
+/// Most bytes a day, both ways together; without a cap there is no limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caps {
+    /// Of all kinds together.
+    pub total: Option<u64>,
+    /// Of single kinds.
+    pub kinds: BTreeMap<TrafficKind, u64>,
+}
+
+/// Whether something may be carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowance {
+    /// It may.
+    Allow,
+    /// Not before the next day.
+    UntilTomorrow,
+}
+
+/// Whether `bytes` more of a kind may be carried today.
+pub fn allows(
+    kind: TrafficKind,
+    used: &BTreeMap<TrafficKind, Bytes>,
+    caps: &Caps,
+    bytes: u64,
+) -> Allowance {
+    let Some(kept) = kind.kept_from() else { return Allowance::Allow };
+    let of_kind = used.get(&kind).copied().unwrap_or_default().both();
+    let of_all = used.values().fold(0, |sum: u64, bytes| sum.saturating_add(bytes.both()));
+    let fits = |used: u64, cap: u64| used.saturating_add(bytes) <= cap;
+    let within_kind = caps.kinds.get(&kind).is_none_or(|cap| fits(of_kind, *cap));
+    let share = |total: u64| total / 100 * (100 - kept) + total % 100 * (100 - kept) / 100;
+    let within_total = caps.total.is_none_or(|total| fits(of_all, share(total)));
+    if within_kind && within_total { Allowance::Allow } else { Allowance::UntilTomorrow }
+}
+
+/// A day of the monotonic clock.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What the link has carried today.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    day: u64,
+    used: BTreeMap<TrafficKind, Bytes>,
+    /// Sums of the counters when they were last taken in.
+    counted: BTreeMap<TrafficKind, Bytes>,
+    /// When the day began for us, by the monotonic clock.
+    began: Duration,
+}
+
+impl Usage {
+    /// Goes on with what was kept.
+    pub fn restore(record: Option<UsageRecord>) -> Self {
+        let UsageRecord { day, kinds } = record.unwrap_or_default();
+        Self { day, used: kinds.into_iter().collect(), ..Self::default() }
+    }
+
+    /// Takes in counters that began with the process, and begins a new day when it is one. A clock
+    /// that was set back does not begin the same day anew; if it stays back, a day is over after 24
+    /// hours.
+    pub fn take_in(
+        &mut self,
+        counters: &[(TrafficKind, Bytes)],
+        wall: Duration,
+        monotonic: Duration,
+    ) {
+        let today = wall.as_secs() / DAY.as_secs();
+        if today > self.day || today < self.day && monotonic >= self.began + DAY {
+            self.used.clear();
+            self.day = today;
+            self.began = monotonic;
+        }
+        for (kind, now) in counters {
+            let before = self.counted.insert(*kind, *now).unwrap_or_default();
+            let used = self.used.entry(*kind).or_default();
+            let more = |now: u64, before: u64| now.saturating_sub(before);
+            used.sent = used.sent.saturating_add(more(now.sent, before.sent));
+            used.received = used.received.saturating_add(more(now.received, before.received));
+        }
+    }
+
+    /// Days since the Unix epoch.
+    pub fn day(&self) -> u64 {
+        self.day
+    }
+
+    /// By kind.
+    pub fn used(&self) -> &BTreeMap<TrafficKind, Bytes> {
+        &self.used
+    }
+
+    /// What is to be kept of it.
+    pub fn record(&self) -> UsageRecord {
+        UsageRecord { day: self.day, kinds: self.used.iter().map(|(k, b)| (*k, *b)).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(sent: u64, received: u64) -> Bytes {
+        Bytes { sent, received }
+    }
+
+    #[test]
+    fn the_least_important_is_held_back_first() {
+        use TrafficKind::*;
+        let caps = Caps { total: Some(1000), kinds: BTreeMap::new() };
+        for (used, held_back) in [
+            (0, vec![]),
+            (499, vec![]),
+            (500, vec![Logs, Images]),
+            (799, vec![Logs, Images]),
+            (800, vec![Health, Logs, Images]),
+            (900, vec![Reports, Health, Logs, Images]),
+            (u64::MAX, vec![Reports, Health, Logs, Images]),
+        ] {
+            let used = BTreeMap::from([(Orders, bytes(used / 2, used - used / 2))]);
+            let back = TrafficKind::ALL
+                .into_iter()
+                .filter(|kind| allows(*kind, &used, &caps, 1) == Allowance::UntilTomorrow);
+            assert_eq!(back.collect::<Vec<_>>(), held_back, "{used:?}");
+        }
+    }
+
+    #[test]
+    fn a_kind_has_a_cap_of_its_own_and_what_keeps_the_link_has_none() {
+        let kinds = TrafficKind::ALL.into_iter().map(|kind| (kind, 100)).collect();
+        let caps = Caps { total: None, kinds };
+        let used = TrafficKind::ALL.into_iter().map(|kind| (kind, bytes(40, 40))).collect();
+        for kind in TrafficKind::ALL {
+            assert_eq!(allows(kind, &used, &caps, 20), Allowance::Allow);
+            let free = matches!(kind, TrafficKind::KeepAlive | TrafficKind::Orders);
+            assert_eq!(allows(kind, &used, &caps, 21) == Allowance::Allow, free, "{kind:?}");
+        }
+        assert_eq!(allows(TrafficKind::Logs, &used, &Caps::default(), 1 << 40), Allowance::Allow);
+    }
+
+    fn at(day: u64, hour: u64) -> Duration {
+        Duration::from_secs((day * 24 + hour) * 3600)
+    }
+
+    #[test]
+    fn days_are_counted_over_restarts_and_not_begun_twice() {
+        use TrafficKind::{Health, Reports};
+        let mut usage = Usage::restore(None);
+        usage.take_in(&[(Health, bytes(10, 1))], at(100, 5), at(0, 0));
+        usage.take_in(&[(Health, bytes(30, 2)), (Reports, bytes(5, 0))], at(100, 6), at(0, 1));
+        assert_eq!(usage.used()[&Health], bytes(30, 2));
+
+        // The process begins to count anew.
+        let mut usage = Usage::restore(Some(usage.record()));
+        usage.take_in(&[(Health, bytes(7, 0))], at(100, 7), at(0, 0));
+        assert_eq!(usage.used()[&Health], bytes(37, 2));
+        assert_eq!(usage.used()[&Reports], bytes(5, 0));
+
+        // The clock is set back, and forth again.
+        usage.take_in(&[(Health, bytes(8, 0))], at(3, 0), at(0, 1));
+        usage.take_in(&[(Health, bytes(9, 0))], at(100, 8), at(0, 2));
+        assert_eq!((usage.day(), usage.used()[&Health]), (100, bytes(39, 2)));
+
+        usage.take_in(&[(Health, bytes(19, 0))], at(101, 0), at(0, 3));
+        assert_eq!((usage.day(), usage.used()[&Health]), (101, bytes(10, 0)));
+        assert!(!usage.used().contains_key(&Reports));
+
+        // Set back for good: the days go on from there.
+        usage.take_in(&[(Health, bytes(20, 0))], at(3, 0), at(1, 2));
+        assert_eq!((usage.day(), usage.used()[&Health]), (101, bytes(11, 0)));
+        usage.take_in(&[(Health, bytes(21, 0))], at(3, 1), at(1, 3));
+        assert_eq!((usage.day(), usage.used()[&Health]), (3, bytes(1, 0)));
+    }
 }

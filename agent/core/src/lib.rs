@@ -12,6 +12,7 @@ pub mod command;
 pub mod desired;
 pub mod digest;
 pub mod facts;
+pub mod health;
 pub mod history;
 pub mod image;
 pub mod key;

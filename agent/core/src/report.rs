@@ -73,12 +73,15 @@ pub fn report(facts: &Facts<'_>) -> ReportedState {
         unknown_fields: facts.unknown_fields.to_vec(),
         conditions: facts.conditions.0.values().cloned().collect(),
         workloads,
+        omitted_workloads: 0,
     }
 }
 
-/// A report as it is sent: JSON within [`MAX_REPORT_BYTES`]. What a larger one says is left out bit
-/// by bit: sentences first, then what does well, then the workloads one by one from the end.
-pub fn encode(report: &ReportedState) -> Vec<u8> {
+/// A report as it is sent: JSON within `limit` and [`MAX_REPORT_BYTES`]. What a larger one says is left
+/// out bit by bit: sentences first, then what does well, then the workloads from the end, which are
+/// counted.
+pub fn encode(report: &ReportedState, limit: usize) -> Vec<u8> {
+    let limit = limit.min(MAX_REPORT_BYTES);
     let bytes = |report: &ReportedState| {
         serde_json::to_vec(report).expect("a report is plain structs, lists and text")
     };
@@ -86,7 +89,7 @@ pub fn encode(report: &ReportedState) -> Vec<u8> {
     let replicas = |report: &mut ReportedState, change: &dyn Fn(&mut WorkloadReport)| {
         report.workloads.iter_mut().for_each(change);
     };
-    let steps: [&dyn Fn(&mut ReportedState); 6] = [
+    let steps: [&dyn Fn(&mut ReportedState); 9] = [
         &|_| {},
         &|report| {
             replicas(report, &|w| {
@@ -119,16 +122,25 @@ pub fn encode(report: &ReportedState) -> Vec<u8> {
                 refused.refusals.clear();
             }
         },
+        &|report| {
+            report.conditions.iter_mut().for_each(|condition| condition.message.clear());
+        },
+        &|report| {
+            report.omit_workloads(|workloads| {
+                workloads.retain(|workload| workload.phase != Phase::Converged);
+            });
+        },
+        &|report| report.conditions.retain(|c| c.status != ConditionStatus::True),
     ];
     for step in steps {
         step(&mut short);
         let whole = bytes(&short);
-        if whole.len() <= MAX_REPORT_BYTES {
+        if whole.len() <= limit {
             return whole;
         }
     }
-    while bytes(&short).len() > MAX_REPORT_BYTES && !short.workloads.is_empty() {
-        short.workloads.truncate(short.workloads.len() / 2);
+    while bytes(&short).len() > limit && !short.workloads.is_empty() {
+        short.omit_workloads(|workloads| workloads.truncate(workloads.len() / 2));
     }
     bytes(&short)
 }
@@ -377,6 +389,12 @@ fn exit_report(known: &Known) -> Option<ExitReport> {
 pub struct Conditions(BTreeMap<String, Condition>);
 
 impl Conditions {
+    /// Names of those that are not good.
+    pub fn bad(&self) -> impl Iterator<Item = &str> {
+        let bad = self.0.values().filter(|condition| condition.status == ConditionStatus::False);
+        bad.map(|condition| condition.name.as_str())
+    }
+
     /// States a fact. `since` moves only when the status changes. Gives whether status or reason
     /// did.
     pub fn set(
@@ -401,7 +419,7 @@ impl Conditions {
 const MAX_MESSAGE: usize = 500;
 
 /// What others wrote into a message neither breaks the line nor fills the report.
-fn one_line(message: &str) -> String {
+pub(crate) fn one_line(message: &str) -> String {
     let spaced = message.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut line: String = spaced.take(MAX_MESSAGE + 1).collect();
     if line.chars().count() > MAX_MESSAGE {

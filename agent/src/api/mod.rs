@@ -29,8 +29,10 @@ mod connection;
 mod document;
 mod event_stream;
 mod events;
+mod health;
 mod idempotency;
 mod keys;
+mod link;
 mod listening;
 mod logs;
 #[cfg(feature = "schema")]

@@ -11,8 +11,8 @@ use super::parameters::Parameter;
 use super::reply::Answered;
 use super::request::Asked;
 use super::{
-    artifacts, commands, document, events, keys, logs, operations, orders, services, status,
-    volumes, workloads,
+    artifacts, commands, document, events, health, keys, link, logs, operations, orders, services,
+    status, volumes, workloads,
 };
 
 /// All resources, a file each.
@@ -20,7 +20,9 @@ pub(super) static TABLE: &[&[Route]] = &[
     artifacts::ROUTES,
     document::ROUTES,
     events::ROUTES,
+    health::ROUTES,
     keys::ROUTES,
+    link::ROUTES,
     logs::ROUTES,
     operations::ROUTES,
     orders::ROUTES,

@@ -40,6 +40,7 @@ mod failure;
 mod identity;
 mod input;
 mod interrupts;
+mod link;
 mod logs;
 mod operate;
 mod output;
@@ -175,6 +176,12 @@ pub enum ClientCommand {
         "coracle commands --json | jq -r '.commands[] | select(.state == \"failed\").message'"
     ))]
     Commands(commands::Args),
+    /// Tell how the link to the broker is, and what it has carried today
+    #[command(after_help = examples!(
+        "coracle link",
+        "coracle link --json | jq '.today.kinds[]'"
+    ))]
+    Link(link::Args),
     /// List the named volumes with size, last use and users; remove those that nobody uses
     #[command(after_help = examples!(
         "coracle volumes",
@@ -280,6 +287,7 @@ pub fn run(socket: PathBuf, command: ClientCommand) -> Result<Outcome, Failure> 
         ClientCommand::Status(args) => status::run(socket, &args),
         ClientCommand::Ps(args) => ps::run(socket, &args),
         ClientCommand::Events(args) => events::run(socket, &args),
+        ClientCommand::Link(args) => link::run(socket, &args),
         ClientCommand::Logs(args) => logs::run(&args),
         ClientCommand::Start(args) => operate::run(socket, Operation::Start, &args),
         ClientCommand::Stop(args) => operate::run(socket, Operation::Stop, &args),

@@ -16,7 +16,7 @@ use super::failure::Failure;
 use super::style::{Style, Tone};
 use super::text::{
     Cell, FACTS_AT as INDENT, add_fact, add_label, add_paragraph, add_table, add_wrapped, clean,
-    count, glue, span,
+    count, glue, size, span,
 };
 use super::validate::place;
 use super::{Outcome, output};
@@ -68,7 +68,12 @@ fn render(status: &Status, now: Timestamp, style: &Style) -> String {
     let reported = &status.reported;
     add_fact(&mut page, "Gateway", &gateway_line(status, style), style);
     add_orders(&mut page, status, style);
-    add_fact(&mut page, "Link", &link_line(status.link.as_ref(), now), style);
+    add_fact(
+        &mut page,
+        "Link",
+        &link_line(status.link.as_ref(), status.link_bytes_today, now),
+        style,
+    );
     for condition in &reported.conditions {
         if !is_told_already(condition, status) {
             add_condition(&mut page, condition, now, style);
@@ -248,10 +253,15 @@ fn add_refused(page: &mut String, refused: &Refused, style: &Style) {
     }
 }
 
-fn link_line(link: Option<&LinkStatus>, now: Timestamp) -> String {
+pub(super) fn link_line(
+    link: Option<&LinkStatus>,
+    bytes_today: Option<u64>,
+    now: Timestamp,
+) -> String {
     let Some(link) = link else { return "none configured; orders are given locally".to_owned() };
     if link.connected {
-        return format!("connected to {}", link.broker);
+        let today = bytes_today.map_or_else(String::new, |b| format!("; {} today", size(b)));
+        return format!("connected to {}{today}", link.broker);
     }
     let mut line = format!("not connected to {}", link.broker);
     if let Some(reason) = &link.reason {

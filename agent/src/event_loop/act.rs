@@ -1,6 +1,7 @@
 //! Begins what the plan says, and takes in what came of it.
 
 use coracle_core::artifact::Software;
+use coracle_core::budget::TrafficKind;
 use coracle_core::desired::Workload;
 use coracle_core::name::{ContainerId, ReplicaId};
 use coracle_core::observed::{Busy, Container, Pod, Task};
@@ -29,12 +30,14 @@ impl<E: Execute> EventLoop<E> {
     /// plan if it is still needed then. Says whether anything was begun.
     pub(super) fn begin(&mut self) -> bool {
         let mut begun = false;
+        // What waits for tomorrow is in each plan until then; the condition `budget` says so.
+        let may_pull = self.may_send(TrafficKind::Images, 1);
         for action in self.plan.actions.clone() {
             let busy = |starting: bool| {
                 self.busy.values().filter(|busy| busy.starting.is_some() == starting).count()
             };
             let room = match &action {
-                Action::Pull { .. } => self.pulls.len() < PULLS_AT_ONCE,
+                Action::Pull { .. } => may_pull && self.pulls.len() < PULLS_AT_ONCE,
                 Action::Start(_) => busy(true) < STARTS_AT_ONCE,
                 Action::Stop(_)
                 | Action::Remove { .. }
@@ -345,11 +348,15 @@ impl<E: Execute> EventLoop<E> {
 
     /// Stores what must survive a reboot, without waiting for it.
     pub(super) fn record(&mut self) {
-        let now = self.clock.now().monotonic;
-        if self.record_again_at.take_if(|at| *at <= now).is_some() {
+        let now = self.clock.now();
+        if self.record_again_at.take_if(|at| *at <= now.monotonic).is_some() {
             self.history.store_again();
         }
-        let changes = self.history.take_changes();
+        let mut changes = self.history.take_changes();
+        if !changes.is_empty() || self.events.write_is_due(now) {
+            changes.extend(self.events.backlog_mut().take_changes());
+        }
+        changes.extend(self.usage_change(changes.is_empty()));
         if changes.is_empty() {
             return;
         }
@@ -376,12 +383,17 @@ impl<E: Execute> EventLoop<E> {
         match result {
             Ok(()) => {
                 self.history.stored(&records);
+                self.events.backlog_mut().stored(&records);
                 self.store_works();
             }
             Err(error) => {
                 self.store_fails(&crate::execute::chain(&error));
-                self.history.not_stored(records);
-                self.record_again_at = Some(now.monotonic + STORE_AGAIN);
+                let again = now.monotonic + STORE_AGAIN;
+                self.events.backlog_mut().not_stored(&records, again);
+                let ours =
+                    |id: &RecordId| matches!(id, RecordId::Container(_) | RecordId::Workload(_));
+                self.history.not_stored(records.into_iter().filter(ours).collect());
+                self.record_again_at = Some(again);
             }
         }
     }

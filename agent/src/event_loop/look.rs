@@ -131,6 +131,8 @@ impl<E: Execute> EventLoop<E> {
     pub(super) fn look_around(&mut self) {
         // Each look comes before that is due: without containerd there are none.
         self.look_around_at = self.clock.now().monotonic + ROUTINE + AFTER_FAILURE;
+        self.measure();
+        self.take_in_usage();
         for finding in self.health.findings() {
             let status = match finding.good {
                 true => ConditionStatus::True,

@@ -20,8 +20,10 @@ use crate::store::{Candidate, Loaded, StoreError, StoredOrder};
 
 impl<E: Execute> EventLoop<E> {
     /// Goes on from what the store kept.
-    pub async fn restore(&mut self, loaded: Loaded, seed: u64) {
+    pub async fn restore(&mut self, mut loaded: Loaded, seed: u64) {
         let now = self.clock.now();
+        self.restore_usage(&mut loaded.talk);
+        self.restore_backlog(&mut loaded.talk, loaded.unwritable.is_none());
         self.history = History::new(loaded.histories, loaded.workloads, seed);
         self.in_force.generation = loaded.highest_generation;
         match &loaded.unwritable {

@@ -238,7 +238,7 @@ impl<E: Execute> EventLoop<E> {
     }
 
     /// Where services stand: as there are still replicas of, and as they are ordered.
-    fn standing(&self) -> BTreeMap<Coordinate, (ReplicaId, &Workload)> {
+    pub(super) fn standing(&self) -> BTreeMap<Coordinate, (ReplicaId, &Workload)> {
         self.all_standing().map(|(at, replica, workload)| (at, (replica, workload))).collect()
     }
 

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use coracle_protocol::CommandId;
+use coracle_protocol::Topic;
 use coracle_protocol::desired::SCHEMA;
 use coracle_protocol::limits::MAX_PACKET_BYTES;
 use coracle_protocol::request::{Request, Wanted};
@@ -13,11 +14,16 @@ use coracle_protocol::topic::Kind;
 
 use super::EventLoop;
 use super::commands::ToldOf;
+use super::health::HealthFreight;
 use crate::execute::Execute;
 use crate::link::{Delivery, Parcel};
 
 /// Most requests that wait; the oldest goes.
 const MAX_REQUESTS: usize = 8;
+
+/// Most that a packet takes beside its topic and its document, in bytes: the fixed header, a packet
+/// identifier, lengths and properties.
+const PACKET_HEAD: usize = 64;
 
 /// What a parcel is about, for who is told what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +34,10 @@ pub(super) enum Freight {
     Result(ToldOf),
     /// A piece of what a command gives, of so many bytes.
     Output(CommandId, usize),
+    /// Events, by their sequences.
+    Events(Vec<u64>),
+    /// How the gateway is.
+    Health(HealthFreight),
 }
 
 /// What is on its way, and what the link can take.
@@ -56,17 +66,35 @@ impl<E: Execute> EventLoop<E> {
     /// A connection was made: the broker may have lost what it kept for us, so it is asked for.
     pub(super) fn parcels_connected(&mut self, packet_limit: usize) {
         self.parcels.connected = true;
-        self.parcels.packet_limit = packet_limit;
+        if self.parcels.packet_limit != packet_limit {
+            self.parcels.packet_limit = packet_limit;
+            self.tell_anew();
+        }
         self.parcels.requests.clear();
         let digest = self.envelope.as_deref().map(coracle_core::digest::sha256_hex);
         let generation = self.in_force.generation;
         self.want(Wanted::Connected { generation, digest });
         self.ask_for_piece_again();
         self.commands.tell_again();
+        self.backlog_connected();
+        self.health_connected();
     }
 
     pub(super) fn parcels_disconnected(&mut self) {
         self.parcels.connected = false;
+        self.backlog_disconnected();
+        self.health_disconnected();
+    }
+
+    /// Whether something can be sent now.
+    pub(super) fn can_send_parcels(&self) -> bool {
+        self.parcels.connected && self.parcels.flying.is_none()
+    }
+
+    /// How large a document may be to go in one packet, in bytes.
+    pub(super) fn payload_limit(&self, kind: Kind) -> usize {
+        let topic = Topic::new(self.gateway, kind).to_string();
+        self.parcels.packet_limit.saturating_sub(topic.len() + PACKET_HEAD)
     }
 
     /// Asks the fleet for something, once. A request that is lost is not sent again by itself.
@@ -80,6 +108,8 @@ impl<E: Execute> EventLoop<E> {
     /// Sends the next parcel, if the one before it has arrived.
     pub(super) fn send_parcels(&mut self) {
         if !self.parcels.connected || self.parcels.flying.is_some() {
+            // What became of it is a reason to try again.
+            self.rest_events();
             return;
         }
         let Some((freight, mut parcel)) = self.next_parcel() else { return };
@@ -94,7 +124,11 @@ impl<E: Execute> EventLoop<E> {
 
     /// The most important thing that is to be sent.
     fn next_parcel(&mut self) -> Option<(Freight, Parcel)> {
-        self.next_request().or_else(|| self.next_result()).or_else(|| self.next_output())
+        self.next_request()
+            .or_else(|| self.next_result())
+            .or_else(|| self.next_events())
+            .or_else(|| self.next_health())
+            .or_else(|| self.next_output())
     }
 
     fn next_request(&mut self) -> Option<(Freight, Parcel)> {
@@ -116,6 +150,8 @@ impl<E: Execute> EventLoop<E> {
             (Freight::Request(_), _) => {}
             (Freight::Result(told), delivery) => self.on_result(told, delivery),
             (Freight::Output(id, bytes), delivery) => self.on_piece(id, bytes, delivery),
+            (Freight::Health(freight), delivery) => self.health_delivered(freight, delivery),
+            (Freight::Events(sequences), delivery) => self.events_delivered(&sequences, delivery),
         }
     }
 }

@@ -21,12 +21,16 @@ impl<E: Execute> EventLoop<E> {
             Ok(receipt) => receipt,
             Err(error) => return debug!(%error, "a receipt cannot be read and was passed over"),
         };
-        let Receipt { schema, gateway, results, .. } = receipt;
+        let Receipt { schema, gateway, events, results, hints } = receipt;
         if schema != SCHEMA || gateway != self.gateway {
             return debug!(schema, %gateway, "a receipt is not for us and was passed over");
         }
         if !results.is_empty() {
             self.on_received_results(&results).await;
         }
+        if let Some(events) = &events {
+            self.on_received_events(events);
+        }
+        self.on_hints(hints);
     }
 }

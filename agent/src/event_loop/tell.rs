@@ -3,10 +3,13 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use coracle_core::budget::TrafficKind;
 use coracle_core::history::Now;
 use coracle_core::observed::Task;
 use coracle_core::report::{self, Facts};
+use coracle_protocol::presence::OfflineReason;
 use coracle_protocol::reported::ConditionStatus;
+use coracle_protocol::topic::Kind;
 use coracle_protocol::{Presence, ReportedState, Timestamp};
 use tracing::{debug, error, info, warn};
 
@@ -18,6 +21,9 @@ use crate::status::{Call, LinkStatus, PullStatus, Status};
 
 /// Shortest time between two reports: what changes in between goes out together.
 const APART: Duration = Duration::from_secs(1);
+
+/// The same when the link's budget for today is used up.
+const APART_OVER_BUDGET: Duration = Duration::from_secs(60 * 60);
 
 /// Conditions that are not about the gateway itself: it may well be without a network, or be given
 /// a bad order.
@@ -53,6 +59,7 @@ impl<E: Execute> EventLoop<E> {
         if self.link.is_none() {
             return;
         }
+        self.note_health(&report);
         let presence = self.presence();
         let news = self.telling.reported.as_ref() != Some(&report)
             || self.telling.presence.as_ref() != Some(&presence);
@@ -60,22 +67,40 @@ impl<E: Execute> EventLoop<E> {
             self.telling.held_until = None;
             return;
         }
-        let earliest = self.telling.sent_at.map(|sent_at| sent_at + APART);
+        let apart = match self.may_send(TrafficKind::Reports, 0) {
+            true => APART,
+            false => APART_OVER_BUDGET,
+        };
+        let earliest = self.telling.sent_at.map(|sent_at| sent_at + apart);
         if let Some(earliest) = earliest.filter(|earliest| *earliest > now.monotonic) {
             self.telling.held_until = Some(earliest);
             return;
         }
         let sequence = self.next_sequence().await;
         let Some(link) = &self.link else { return };
-        link.set_reported(report::encode(&ReportedState { sequence, ..report.clone() }));
+        let limit = self.payload_limit(Kind::Reported);
+        link.set_reported(report::encode(&ReportedState { sequence, ..report.clone() }, limit));
         if self.telling.presence.as_ref() != Some(&presence) {
-            let bytes = serde_json::to_vec(&presence).expect("presence is plain text and lists");
-            link.set_presence(bytes);
+            link.set_presence(presence.encode(self.payload_limit(Kind::Status)));
         }
         self.telling.reported = Some(report);
         self.telling.presence = Some(presence);
         self.telling.sent_at = Some(now.monotonic);
         self.telling.held_until = None;
+    }
+
+    /// Publishes everything as it is, whether it changed or not: it may have to be shorter.
+    pub(super) fn tell_anew(&mut self) {
+        self.telling.reported = None;
+        self.telling.presence = None;
+    }
+
+    /// Says beforehand why the gateway will be offline if the agent ends now.
+    pub(super) fn leave_for(&self, reason: OfflineReason) {
+        if let Some(link) = &self.link {
+            let presence = Presence::leaving(self.gateway, reason);
+            link.set_farewell(presence.encode(self.payload_limit(Kind::Status)));
+        }
     }
 
     /// A number above that of every earlier report of this boot.
@@ -124,11 +149,20 @@ impl<E: Execute> EventLoop<E> {
             .collect();
         running.sort_unstable();
         running.dedup();
-        Presence::online(self.gateway, self.machine.clone(), running)
+        let services = self.standing().into_iter().filter(|(_, (replica, _))| {
+            let mut all = self.observed.containers.iter().flat_map(|all| all.values());
+            all.any(|c| c.replica == *replica && matches!(c.task, Task::Running { .. }))
+        });
+        Presence {
+            services: services.map(|(coordinate, _)| coordinate.to_string()).collect(),
+            api: Some(self.listening.clone()),
+            ..Presence::online(self.gateway, self.machine.clone(), running)
+        }
     }
 
     pub(super) fn status(&mut self) -> Status {
         let now = self.clock.now();
+        let link_bytes_today = self.link.is_some().then(|| self.bytes_today());
         let pulls = self.pulls.iter().map(|(software, pull)| {
             let progress = pull.progress.borrow();
             PullStatus {
@@ -141,6 +175,7 @@ impl<E: Execute> EventLoop<E> {
         Status {
             reported: self.report(now),
             link: self.link_status.clone(),
+            link_bytes_today,
             pulls: pulls.collect(),
         }
     }
@@ -149,6 +184,8 @@ impl<E: Execute> EventLoop<E> {
     pub(super) async fn on_call(&mut self, call: Call) {
         match call {
             Call::Status(reply) => drop(reply.send(self.status())),
+            Call::Health(reply) => drop(reply.send(self.health_document())),
+            Call::Link(reply) => drop(reply.send(self.link_day())),
             Call::Events(after, reply) => drop(reply.send(self.journal.after(after))),
             Call::Order(reply) => drop(reply.send(self.envelope.clone())),
             Call::Apply(envelope, reply) => {

@@ -35,6 +35,7 @@ use crate::store::CheckOutcome;
 mod commands;
 mod life;
 mod native;
+mod talk;
 
 const GATEWAY: &str = "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11";
 
@@ -263,6 +264,8 @@ struct Cloud {
     policy: Policy,
     boot_id: String,
     means: Means,
+    /// Seconds between two compact reports of health; 0 for none.
+    health_seconds: u32,
 }
 
 /// A gateway whose world is in memory, save for its store.
@@ -342,13 +345,26 @@ impl Gateway {
             large_orders: LargeOrders::new(&directory, None),
             store: store.clone(),
             hands: hands.clone(),
+            broker: cloud.link.is_some().then(|| "broker".into()),
             link: cloud.link,
-            broker: None,
             health: Health::new(Config::default(), device, vec![trust]),
             manager: ServiceManager::default(),
             local: local(place.path()),
             readiness: Readiness::open(place.path()),
             means: cloud.means,
+            told: HealthSetup {
+                config: crate::config::HealthConfig {
+                    interval_seconds: cloud.health_seconds,
+                    ..Default::default()
+                },
+                meter: crate::health::Meter::new(place.path()),
+                networks: crate::network::Networks::new(&Config {
+                    runtime_dir: place.path().join("run"),
+                    ..Config::default()
+                }),
+                caps: Default::default(),
+                listening: Listening::default(),
+            },
         });
         event_loop.restore(loaded, 1).await;
         let (calls, api) = mpsc::channel(8);

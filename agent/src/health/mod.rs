@@ -1,5 +1,6 @@
 //! What this gateway offers the agent and its workloads: the kernel's features, cgroup controllers,
-//! network plugins, a place that keeps data, the program that judges configurations.
+//! network plugins, a place that keeps data, the program that judges configurations; and how it is:
+//! memory, disk, load, temperature, interfaces.
 //!
 //! In: the configuration, `/proc`, `/sys`, file systems. Out: [`Finding`]s, good and bad. Nothing
 //! that is missing here ends the agent: it does what is still possible. Deliberately not here: what
@@ -8,7 +9,9 @@
 mod cgroups;
 mod cni;
 mod data;
+mod interfaces;
 mod kernel;
+mod numbers;
 mod output;
 
 use std::path::Path;
@@ -17,6 +20,9 @@ use crate::config::Config;
 use crate::config_check;
 use crate::identity::{self, Device};
 use crate::policy;
+
+pub use interfaces::interfaces;
+pub use numbers::Meter;
 
 /// One fact about the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, HOST, LOCATION, USER_AGENT};
@@ -241,6 +242,14 @@ async fn tcp(origin: &Origin, limit: Duration) -> std::io::Result<TcpStream> {
     Err(last)
 }
 
+/// What bodies have brought since the process began.
+static RECEIVED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of all bodies that were received since the process began.
+pub(crate) fn received_bytes() -> u64 {
+    RECEIVED.load(Ordering::Relaxed)
+}
+
 impl Response {
     /// The next piece of the body; `None` at its end.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, HttpError> {
@@ -250,7 +259,11 @@ impl Response {
                 None => return Ok(None),
                 Some(Err(why)) => return Err(broken(&self.origin)(why.into())),
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                    Ok(data) if !data.is_empty() => {
+                        let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
+                        RECEIVED.fetch_add(bytes, Ordering::Relaxed);
+                        return Ok(Some(data));
+                    }
                     _ => {}
                 },
             }

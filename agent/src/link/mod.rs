@@ -157,6 +157,7 @@ pub struct LinkHandle {
     acknowledgements: mpsc::Sender<AckToken>,
     presence: Arc<watch::Sender<Value>>,
     reported: Arc<watch::Sender<Value>>,
+    farewell: Arc<watch::Sender<Value>>,
     parcels: mpsc::Sender<Parcel>,
     hints: Arc<watch::Sender<Hints>>,
     meter: Arc<Meter>,
@@ -194,6 +195,11 @@ impl LinkHandle {
         self.presence.send_replace(Some(presence.into()));
     }
 
+    /// Sets what is published as presence when the agent takes leave; until then it is the last will.
+    pub fn set_farewell(&self, presence: impl Into<Arc<[u8]>>) {
+        self.farewell.send_replace(Some(presence.into()));
+    }
+
     /// Sets the newest reported state ([`coracle_protocol::ReportedState`] as JSON).
     pub fn set_reported(&self, reported: impl Into<Arc<[u8]>>) {
         self.reported.send_replace(Some(reported.into()));
@@ -204,8 +210,10 @@ impl LinkHandle {
 pub struct Link {
     config: LinkConfig,
     gateway: GatewayId,
-    /// Presence that says offline: the last will, and the farewell.
+    /// Presence that says offline: the last will.
     offline: Vec<u8>,
+    /// The same with a reason, for who takes leave.
+    farewell: watch::Receiver<Value>,
     files: Files,
     outbox: Outbox,
     acknowledgements: mpsc::Receiver<AckToken>,
@@ -246,6 +254,7 @@ impl Link {
         let (ack_sender, ack_receiver) = mpsc::channel(ACKNOWLEDGEMENTS);
         let (presence_sender, presence) = watch::channel(None);
         let (reported_sender, reported) = watch::channel(None);
+        let (farewell_sender, farewell) = watch::channel(None);
         let (parcel_sender, parcels) = mpsc::channel(PARCELS);
         let (hint_sender, hints) = watch::channel(Hints::default());
         let meter = Arc::new(Meter::default());
@@ -255,6 +264,7 @@ impl Link {
             config,
             gateway,
             offline,
+            farewell,
             outbox: Outbox::new(presence, reported, parcels),
             acknowledgements: ack_receiver,
             events: event_sender,
@@ -268,6 +278,7 @@ impl Link {
             acknowledgements: ack_sender,
             presence: Arc::new(presence_sender),
             reported: Arc::new(reported_sender),
+            farewell: Arc::new(farewell_sender),
             parcels: parcel_sender,
             hints: Arc::new(hint_sender),
             meter,
@@ -429,6 +440,7 @@ pub(crate) mod fake {
             presence: Arc::new(presence_sender),
             reported: Arc::new(reported_sender),
             parcels: parcel_sender,
+            farewell: Arc::new(watch::channel(None).0),
             hints: Arc::new(hint_sender),
             meter: Arc::default(),
         };

@@ -305,9 +305,10 @@ impl Link {
         }
         let mut unanswered = usize::from(self.outbox.is_in_flight());
         let status = self.topic(Document::Presence.kind());
+        let said = self.farewell.borrow().clone();
         let farewell = Outgoing {
             topic: &status,
-            payload: &self.offline,
+            payload: said.as_deref().unwrap_or(&self.offline),
             retain: true,
             acknowledged: true,
             correlation: &[],

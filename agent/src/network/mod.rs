@@ -37,6 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coracle_core::desired::{DefinitionHash, Network, Protocol};
 use coracle_core::name::ReplicaId;
+use coracle_protocol::health::PodLink;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, watch};
@@ -232,6 +233,16 @@ impl Networks {
         let has_own = |record: &Record| record.request.kind != Network::Host;
         let own = self.inner.with_records(|records| records.get(replica).is_some_and(has_own));
         own.unwrap_or(false).then(|| self.inner.netns_of(replica))
+    }
+
+    /// How pods are attached, from memory; none if that cannot be told.
+    pub fn links(&self) -> Vec<PodLink> {
+        let link = |(replica, record): (&ReplicaId, &Record)| {
+            let attached = record.attached.as_ref()?;
+            Some(PodLink { replica: replica.to_string(), ..attached.link() })
+        };
+        let links = |records: &mut BTreeMap<_, _>| records.iter().filter_map(link).collect();
+        self.inner.with_records(links).unwrap_or_default()
     }
 
     /// The pod's first address, if it has one.

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use coracle_core::name::{ReplicaId, WorkloadName};
+use coracle_protocol::health::PodLink;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -95,6 +96,21 @@ impl Attached {
         let outside = |one: &&Value| one["sandbox"].as_str().is_none_or(str::is_empty);
         let name = |one: &Value| Some(one["name"].as_str()?.to_owned());
         all.into_iter().flatten().filter(outside).filter_map(name).collect()
+    }
+
+    /// Both ends of the pod's veth, as plugins told of them. Of bridges and other interfaces on the
+    /// gateway's side, the last one is the pod's own.
+    pub(super) fn link(&self) -> PodLink {
+        let all = self.result.as_ref().and_then(|result| result["interfaces"].as_array());
+        let (mut link, addresses) = (PodLink::default(), self.addresses());
+        for one in all.into_iter().flatten() {
+            let text = |key: &str| one[key].as_str().filter(|t| !t.is_empty()).map(str::to_owned);
+            match text("sandbox") {
+                Some(_) => link.mac = link.mac.or(text("mac")),
+                None => (link.interface, link.interface_mac) = (text("name"), text("mac")),
+            }
+        }
+        PodLink { addresses, ..link }
     }
 
     fn each(&self, key: &str) -> Vec<IpAddr> {

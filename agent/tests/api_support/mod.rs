@@ -20,9 +20,10 @@ use coracle::native_status::{
     Artifacts, LongWork, LongWorkRefusal, OperationState, OperationStatus, Operations, Services,
 };
 use coracle::status::{
-    Applied, Call, CommandsStatus, Happening, Happenings, Operated, Operation, OperationRefusal,
-    Problem, SecretsKey, Status, VolumeRefusal, VolumeStatus, Volumes,
+    Applied, Call, CommandsStatus, Happening, Happenings, LinkDay, Operated, Operation,
+    OperationRefusal, Problem, SecretsKey, Status, VolumeRefusal, VolumeStatus, Volumes,
 };
+use coracle_protocol::health::LinkUse;
 use coracle_protocol::reported::{
     Condition, ConditionStatus, Phase, ReplicaReport, ReplicaState, ReportedState, StoppedReport,
     WorkloadReport,
@@ -255,6 +256,16 @@ fn run(
 fn answer(call: Call, facts: &mut Facts) {
     match call {
         Call::Status(answer) => drop(answer.send(facts.status.clone())),
+        Call::Health(answer) => {
+            let text = include_str!("../../../protocol/tests/golden/health-1-full.json");
+            drop(answer.send(serde_json::from_str(text).unwrap()));
+        }
+        Call::Link(answer) => drop(answer.send(LinkDay {
+            link: None,
+            today: LinkUse { day: 20513, kinds: Vec::new() },
+            cap: None,
+            held_back: Vec::new(),
+        })),
         Call::Events(after, answer) => {
             let mut happenings = facts.happenings.clone();
             happenings.events.retain(|event| event.sequence > after);
@@ -504,6 +515,7 @@ fn status() -> Status {
     };
     Status {
         reported: ReportedState {
+            omitted_workloads: 0,
             schema: 1,
             gateway: "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11".parse().unwrap(),
             boot_id: "b".into(),
@@ -533,6 +545,7 @@ fn status() -> Status {
             }],
         },
         link: None,
+        link_bytes_today: None,
         pulls: Vec::new(),
     }
 }

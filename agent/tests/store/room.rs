@@ -56,7 +56,7 @@ fn changed((id, record): &Change) -> Change {
         Some(Record::Workload(record)) => {
             Record::Workload(WorkloadRecord { good: Some(other), ..record })
         }
-        _ => panic!("it is of no such kind"),
+        other => panic!("not one of these: {other:?}"),
     };
     (id.clone(), Some(record))
 }

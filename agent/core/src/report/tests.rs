@@ -126,10 +126,34 @@ fn the_largest_report_stays_within_its_limit() {
     observed.images.insert(ImageRef::parse("r.x/a:1").unwrap(), digest);
     let report = report_of(wanted, &observed, &history);
     assert!(serde_json::to_vec(&report).unwrap().len() > MAX_REPORT_BYTES);
-    let bytes = encode(&report);
+    let bytes = encode(&report, usize::MAX);
     assert!(bytes.len() <= MAX_REPORT_BYTES, "{}", bytes.len());
     let read: ReportedState = serde_json::from_slice(&bytes).unwrap();
     assert_eq!(read.workloads.len(), 256);
+}
+
+#[test]
+fn a_report_keeps_to_what_a_broker_takes_and_counts_what_it_leaves_out() {
+    let mut report = report_of(desired(200), &reachable(), &History::default());
+    report.workloads[150].phase = Phase::Degraded;
+    let names = ["kernel", "containerd", "store"];
+    report.conditions = names
+        .into_iter()
+        .map(|name| Condition {
+            name: name.into(),
+            status: if name == "store" { ConditionStatus::False } else { ConditionStatus::True },
+            reason: "reason".into(),
+            message: "m".repeat(500),
+            since: Timestamp::from_unix(0),
+        })
+        .collect();
+    for limit in [800, 1500, 4000, 20_000] {
+        let bytes = encode(&report, limit);
+        assert!(bytes.len() <= limit, "{} of {limit}", bytes.len());
+        let read: ReportedState = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(read.workloads.len() + read.omitted_workloads as usize, 200);
+        assert!(read.conditions.iter().any(|condition| condition.name == "store"));
+    }
 }
 
 #[test]
@@ -143,7 +167,7 @@ fn even_the_longest_image_references_fit_a_report() {
     report.unknown_fields = vec!["u".repeat(200); 32];
     let refusal = Refusal::new("p".repeat(300), coracle_protocol::Code::MALFORMED, "m".repeat(300));
     report.refused = Some(refused(Some(9), "0".repeat(64), vec![refusal; 40]));
-    let bytes = encode(&report);
+    let bytes = encode(&report, usize::MAX);
     assert!(bytes.len() <= MAX_REPORT_BYTES, "{}", bytes.len());
 }
 
@@ -155,7 +179,7 @@ fn even_long_reasons_of_updates_that_were_taken_back_fit_a_report() {
         workload.update = Some(UpdateReport { state, updated: 0, replicas: 1, reason });
         workload.image = "i".repeat(512);
     }
-    let bytes = encode(&report);
+    let bytes = encode(&report, usize::MAX);
     assert!(bytes.len() <= MAX_REPORT_BYTES, "{}", bytes.len());
     let read: ReportedState = serde_json::from_slice(&bytes).unwrap();
     assert_eq!(read.workloads.len(), 256);

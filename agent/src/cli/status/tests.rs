@@ -19,6 +19,7 @@ fn at(seconds_from_now: i64) -> Timestamp {
 fn idle() -> Status {
     Status {
         reported: ReportedState {
+            omitted_workloads: 0,
             schema: 1,
             gateway: "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11".parse().unwrap(),
             boot_id: "b".into(),
@@ -33,6 +34,7 @@ fn idle() -> Status {
             workloads: Vec::new(),
         },
         link: None,
+        link_bytes_today: None,
         pulls: Vec::new(),
     }
 }

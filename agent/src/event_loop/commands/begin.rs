@@ -13,6 +13,7 @@ use coracle_core::history::Now;
 use coracle_core::image::Digest;
 use coracle_protocol::command::Action;
 use coracle_protocol::limits::MAX_RESULT_BYTES;
+use coracle_protocol::presence::OfflineReason;
 use coracle_protocol::{Command, CommandId, CommandState};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -137,6 +138,7 @@ impl<E: Execute> EventLoop<E> {
             Action::Report {} => {
                 self.end_command(id, End::succeeded("the gateway reports")).await?;
                 self.telling.report_now();
+                self.send_health_now();
                 Ok(())
             }
             Action::Reboot {} => self.reboot_for(id).await,
@@ -317,6 +319,7 @@ impl<E: Execute> EventLoop<E> {
         self.commands.active.insert(id, Active::Reboot(None));
         let now = self.clock.now();
         self.happened(now, "reboot", None, format!("the gateway boots anew: command {id}"));
+        self.leave_for(OfflineReason::Reboot);
         let config = self.commands.means.reboot.clone();
         self.work.spawn(async move {
             tokio::time::sleep(FAREWELL).await;

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use coracle_core::budget::TrafficKind;
 use coracle_core::command::End;
 use coracle_protocol::CommandId;
 use coracle_protocol::command::{OutputPiece, OutputSummary};
@@ -123,7 +124,17 @@ impl<E: Execute> EventLoop<E> {
         }
     }
 
+    /// The next piece. Without a budget for it, it waits for the next day.
     pub(in crate::event_loop) fn next_output(&mut self) -> Option<(Freight, Parcel)> {
+        let has_output = |active: &Active| match active {
+            Active::Output(sending) => !sending.pending.is_empty(),
+            _ => false,
+        };
+        if !self.commands.active.values().any(has_output)
+            || !self.may_send(TrafficKind::Logs, MAX_PIECE_BYTES)
+        {
+            return None;
+        }
         let most = self.parcels.packet_limit.saturating_sub(HEAD_BYTES).clamp(1, MAX_PIECE_BYTES);
         // Each has its turn: what was sent last comes last.
         let last = self.commands.last_output;

@@ -77,6 +77,7 @@ impl Linked {
             policy: start.policy,
             boot_id: start.boot_id.into(),
             means: Means { reboot: start.reboot, configuration: "state_dir".into() },
+            health_seconds: 0,
         };
         let gateway = Gateway::start_with(place, hands, runtime, cloud).await;
         let (told, output) = (Vec::new(), Vec::new());

@@ -1,0 +1,129 @@
+//! What the link carries in a day: counted, kept over restarts, held to the policy's caps.
+//!
+//! In: counters of the link and of downloads. Out: whether something may be sent today, records for
+//! the store, what is shown. Deliberately not here: arithmetic, which is `coracle_core::budget`.
+
+use std::time::Duration;
+
+use coracle_core::budget::{Allowance, Bytes, Caps, TrafficKind, Usage, allows};
+use coracle_core::record::{Record, RecordId};
+use coracle_protocol::health::{KindUse, LinkUse};
+
+use super::EventLoop;
+use crate::execute::Execute;
+use crate::http_client;
+use crate::status::LinkDay;
+use crate::store::Talk;
+
+/// Written on its own after this; with whatever else is written before.
+const WRITE_AFTER: Duration = Duration::from_secs(60 * 60);
+
+/// Today's use of the link.
+#[derive(Debug)]
+pub(super) struct UsageToTell {
+    usage: Usage,
+    caps: Caps,
+    /// When it was written.
+    written_at: Duration,
+}
+
+impl UsageToTell {
+    pub(super) fn new(caps: Caps) -> Self {
+        Self { usage: Usage::default(), caps, written_at: Duration::ZERO }
+    }
+
+    fn allows(&self, kind: TrafficKind, bytes: usize) -> bool {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        allows(kind, self.usage.used(), &self.caps, bytes) == Allowance::Allow
+    }
+
+    fn held_back(&self) -> Vec<TrafficKind> {
+        TrafficKind::ALL.into_iter().filter(|kind| !self.allows(*kind, 1)).collect()
+    }
+}
+
+/// What was downloaded since the process began.
+fn download_usage() -> (TrafficKind, Bytes) {
+    (TrafficKind::Images, Bytes { sent: 0, received: http_client::received_bytes() })
+}
+
+impl<E: Execute> EventLoop<E> {
+    pub(super) fn restore_usage(&mut self, talk: &mut Talk) {
+        self.usage.usage = Usage::restore(talk.usage.take());
+    }
+
+    /// Takes in what was carried until now.
+    pub(super) fn take_in_usage(&mut self) {
+        let now = self.clock.now();
+        let link = self.link.as_ref().map(|link| link.usage());
+        let link = link.iter().flat_map(|usage| usage.kinds());
+        let counters: Vec<_> = link.chain([download_usage()]).collect();
+        self.usage.usage.take_in(&counters, now.wall, now.monotonic);
+        self.say_budget();
+    }
+
+    fn say_budget(&mut self) {
+        if self.usage.caps == Caps::default() {
+            return;
+        }
+        let held_back: Vec<_> = self.usage.held_back().iter().map(|kind| kind.as_str()).collect();
+        let message = match held_back.is_empty() {
+            true => "the link is within its budget for today".to_owned(),
+            false => format!(
+                "the link's budget for today is used up; held back until midnight UTC: {}",
+                held_back.join(", ")
+            ),
+        };
+        let reason = if held_back.is_empty() { "within" } else { "used-up" };
+        self.condition_if("budget", held_back.is_empty(), reason, &message);
+    }
+
+    /// Whether so many bytes more may be sent today for something.
+    pub(super) fn may_send(&mut self, kind: TrafficKind, bytes: usize) -> bool {
+        self.take_in_usage();
+        self.usage.allows(kind, bytes)
+    }
+
+    /// The record, to be written with others; `alone` where nothing else is written.
+    pub(super) fn usage_change(&mut self, alone: bool) -> Option<(RecordId, Option<Record>)> {
+        let now = self.clock.now().monotonic;
+        let nothing = self.usage.usage.used().values().all(|bytes| bytes.both() == 0);
+        if nothing || alone && now < self.usage.written_at + WRITE_AFTER {
+            return None;
+        }
+        self.usage.written_at = now;
+        Some((RecordId::Usage, Some(Record::Usage(self.usage.usage.record()))))
+    }
+
+    /// Of all kinds, both ways together.
+    pub(super) fn bytes_today(&mut self) -> u64 {
+        self.take_in_usage();
+        let used = self.usage.usage.used().values();
+        used.fold(0, |sum: u64, bytes| sum.saturating_add(bytes.both()))
+    }
+
+    /// Today's use, for documents.
+    pub(super) fn link_use(&self) -> LinkUse {
+        let kind = |(kind, bytes): (&TrafficKind, &Bytes)| KindUse {
+            kind: kind.as_str().into(),
+            sent: bytes.sent,
+            received: bytes.received,
+            cap: self.usage.caps.kinds.get(kind).copied(),
+        };
+        LinkUse {
+            day: self.usage.usage.day(),
+            kinds: self.usage.usage.used().iter().map(kind).collect(),
+        }
+    }
+
+    /// Today's use, for the local API.
+    pub(super) fn link_day(&mut self) -> LinkDay {
+        self.take_in_usage();
+        LinkDay {
+            link: self.link_status.clone(),
+            today: self.link_use(),
+            cap: self.usage.caps.total,
+            held_back: self.usage.held_back().iter().map(|k| k.as_str().into()).collect(),
+        }
+    }
+}
