@@ -870,6 +870,65 @@ mod tests {
         assert!(Config::parse("").unwrap().gateway.is_none());
     }
 
+    fn link(lines: &str) -> Result<LinkConfig, String> {
+        let files = "ca = \"c\"\ncert = \"c\"\nkey = \"k\"\nhost = \"broker.example\"";
+        let config = Config::parse(&format!("[link]\n{files}\n{lines}"))?;
+        Ok(config.link.unwrap().complete().unwrap())
+    }
+
+    #[test]
+    fn a_link_has_defaults_for_each_kind_of_network_and_explicit_keys_win() {
+        let plain = link("").unwrap();
+        assert_eq!((plain.port, plain.keep_alive_seconds), (8883, 300));
+        assert_eq!((plain.session_expiry_seconds, plain.will_delay_seconds), (3600, 60));
+        assert_eq!(plain.broker().to_string(), "broker.example:8883");
+        assert!(plain.proxy.is_none() && plain.websocket_path.is_none());
+        assert_eq!(link("profile = \"metered\"").unwrap().keep_alive_seconds, 1200);
+        let explicit = link("profile = \"metered\"\nkeep_alive_seconds = 30").unwrap();
+        assert_eq!(explicit.keep_alive_seconds, 30);
+        let websocket = link("transport = \"websocket\"").unwrap();
+        assert_eq!((websocket.port, websocket.websocket_path.as_deref()), (443, Some("/mqtt")));
+        let named =
+            link("transport = \"websocket\"\nwebsocket_path = \"/ws?a=b\"\nport = 1").unwrap();
+        assert_eq!((named.port, named.websocket_path.as_deref()), (1, Some("/ws?a=b")));
+        assert!(link("websocket_path = \"/ws\"").unwrap().websocket_path.is_none());
+        let alternatives =
+            link("alternatives = [\"B.example:1\", \"[2001:db8::1]:8883\"]").unwrap();
+        let alternatives: Vec<_> =
+            alternatives.alternatives.iter().map(Endpoint::to_string).collect();
+        assert_eq!(alternatives, ["b.example:1", "[2001:db8::1]:8883"]);
+        let proxy = link("proxy = \"http://proxy.example:3128\"\nproxy_credentials = \"/f\"");
+        let proxy = proxy.unwrap().proxy.unwrap();
+        assert_eq!(proxy.endpoint.to_string(), "proxy.example:3128");
+        assert_eq!(proxy.credentials.as_deref(), Some(Path::new("/f")));
+    }
+
+    #[test]
+    fn a_link_that_cannot_be_is_refused_with_its_reason() {
+        for (line, reason) in [
+            ("profile = \"cheap\"", "unknown variant"),
+            ("transport = \"quic\"", "unknown variant"),
+            ("keep_alive_seconds = 4", "at least 5"),
+            ("websocket_path = \"mqtt\"", "link.websocket_path"),
+            ("websocket_path = \"/a b\"", "link.websocket_path"),
+            ("alternatives = [\"b.example\"]", "HOST:PORT"),
+            ("alternatives = [\"b.example:0\"]", "HOST:PORT"),
+            ("alternatives = [\"b.example:x\"]", "HOST:PORT"),
+            ("alternatives = [\"a@b.example:1\"]", "HOST:PORT"),
+            ("alternatives = [\"::1\"]", "HOST:PORT"),
+            ("proxy = \"https://p.example:1\"", "is no proxy"),
+            ("proxy = \"p.example:1\"", "is no proxy"),
+            ("proxy = \"http://p.example\"", "is no proxy"),
+            ("proxy = \"http://u:secret@p.example:1\"", "link.proxy_credentials"),
+        ] {
+            let error = link(line).unwrap_err();
+            assert!(error.contains(reason), "{line}: {error}");
+            assert!(reason != "link.proxy_credentials" || error.contains(reason), "{error}");
+        }
+        let many = vec!["\"b.example:1\""; 17].join(", ");
+        assert!(link(&format!("alternatives = [{many}]")).unwrap_err().contains("at most 16"));
+    }
+
     #[test]
     fn a_network_of_our_own_is_a_whole_block_of_addresses() {
         let cni = |line: &str| Config::parse(&format!("[cni]\n{line}")).map(|config| config.cni);

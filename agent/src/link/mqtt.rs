@@ -45,7 +45,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Acknowledgements that the broker may leave us owing; it sends no further message before one.
 const RECEIVE_MAXIMUM: u16 = 8;
 
-/// The buffer for what comes is given back when it is larger and empty.
+/// Buffers are given back when they were larger and are empty.
 const LARGE_BUFFER: usize = 16 * 1024;
 
 /// Who connects where.
@@ -347,6 +347,11 @@ impl Connection {
         answer: Answer,
         then: Then,
     ) -> Result<(), LinkError> {
+        // What is still on its way has its consequence as well.
+        let then = match self.sending {
+            Some((_, _, earlier)) if then == Then::Nothing => earlier,
+            _ => then,
+        };
         self.sending = Some((kind, answer, then));
         self.spoken = runtime_now();
         packet.write(&mut self.outgoing, None).map(drop).map_err(|error| codec_error(&error))
@@ -355,7 +360,11 @@ impl Connection {
     /// All that was to be written is with the kernel.
     fn written(&mut self) -> Option<Incoming> {
         let (kind, answer, then) = self.sending.take()?;
-        self.parameters.meter.sent(kind, self.tally.take_sent(), answer);
+        let bytes = self.tally.take_sent();
+        self.parameters.meter.sent(kind, bytes, answer);
+        if bytes > LARGE_BUFFER as u64 {
+            self.outgoing = BytesMut::new();
+        }
         match then {
             Then::Nothing => None,
             Then::Published => Some(Incoming::Published),

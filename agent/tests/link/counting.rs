@@ -52,13 +52,18 @@ fn hand_on(mut from: TcpStream, mut to: TcpStream) {
 
 /// What the kernel counted on the gateway's connection to the relay: its TCP_INFO by ss(8).
 fn kernel(port: u16) -> Bytes {
-    let filter = format!("dport = :{port}");
-    let output = Command::new("ss").args(["-tinH", &filter]).output().unwrap();
+    let filter = format!("127.0.0.1:{port}");
+    let output = Command::new("ss").args(["-tinpHO", "dst", &filter]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
+    println!("{text}");
+    // Of this process: others use the same addresses.
+    let ours = format!("pid={},", std::process::id());
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains(&ours)).collect();
+    assert_eq!(lines.len(), 1, "{text}");
     let value = |name: &str| {
-        let all =
-            text.split_whitespace().filter_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
-        all.map(|value| value.parse::<u64>().unwrap()).sum::<u64>()
+        let mut words = lines[0].split_whitespace();
+        let value = words.find_map(|word| word.strip_prefix(name)?.strip_prefix(':'));
+        value.unwrap_or("0").parse::<u64>().unwrap()
     };
     Bytes {
         sent: value("bytes_acked") + HEADERS * value("segs_out"),

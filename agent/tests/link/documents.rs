@@ -4,7 +4,7 @@ use coracle::link::{Document, LinkEvent};
 use coracle_protocol::topic::Kind;
 use coracle_protocol::{Presence, presence::PresenceState};
 
-use crate::bed::{Bed, SOON};
+use crate::bed::{Bed, Gateway, SOON};
 
 fn presence(payload: &[u8]) -> PresenceState {
     serde_json::from_slice::<Presence>(payload).unwrap().state
@@ -42,6 +42,36 @@ fn presence_is_retained_and_says_offline_after_a_crash_and_after_leaving() {
     gateway.leave();
     came(4, PresenceState::Offline);
     assert_eq!(listener.messages().len(), 4, "the last will came after leaving");
+}
+
+#[test]
+fn a_gateway_that_is_back_within_the_will_delay_was_never_offline() {
+    let bed = Bed::new();
+    let topic = bed.topic(Kind::Status);
+    let listener = bed.broker.listen(&topic).unwrap();
+    let mut config = bed.config();
+    config.will_delay_seconds = 3;
+    let start = || {
+        let gateway = Gateway::start(config.clone(), bed.id);
+        gateway.handle.set_presence(online(&bed));
+        gateway
+    };
+    let count = |wanted: usize| {
+        let there = || (listener.messages().len() >= wanted).then_some(());
+        coracle_testbed::wait_for("presence", SOON, there).unwrap();
+    };
+    let gateway = start();
+    count(1);
+    gateway.crash();
+    let gateway = start();
+    count(2);
+    gateway.connected();
+    gateway.stays_quiet(Duration::from_secs(5));
+    assert!(listener.messages().iter().all(|m| presence(&m.payload) == PresenceState::Online));
+    // Not back in time, it was.
+    gateway.crash();
+    count(3);
+    assert_eq!(presence(&listener.messages()[2].payload), PresenceState::Offline);
 }
 
 #[test]

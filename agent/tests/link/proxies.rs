@@ -91,6 +91,19 @@ fn orders_and_reports_go_through_a_proxy() {
 }
 
 #[test]
+fn a_websocket_goes_through_a_proxy() {
+    let bed = Bed::new();
+    let (endpoint, asks) = proxy(bed.broker.websocket_port(), Manner::Open);
+    let mut config = through(&bed, endpoint, None);
+    (config.port, config.websocket_path) = (bed.broker.websocket_port(), Some("/mqtt".into()));
+    let gateway = Gateway::start(config, bed.id);
+    gateway.connected();
+    assert!(asks.recv_timeout(SOON).unwrap().starts_with("CONNECT localhost:"));
+    bed.publish_order("order", false);
+    assert_eq!(gateway.order().0, "order");
+}
+
+#[test]
 fn a_proxy_that_asks_for_credentials_gets_those_of_the_file() {
     let bed = Bed::new();
     // gateway:open sesame

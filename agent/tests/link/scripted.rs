@@ -78,6 +78,7 @@ impl Hostile {
         set_socket_timeout(&self.listener, Timeout::Recv, Some(2 * SOON)).unwrap();
         let (socket, _) = self.listener.accept().expect("no connection came");
         socket.set_read_timeout(Some(SOON)).unwrap();
+        socket.set_nodelay(true).unwrap();
         socket
     }
 }

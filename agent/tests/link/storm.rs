@@ -175,7 +175,7 @@ impl Storm {
             2 => say(&mut peer, &[0x90, 7, asked[0], asked[1], 0, 1, 0x87, 0x80, 1])?,
             _ => say(&mut peer, &[0x90, 7, asked[0], asked[1], 0, 1, 1, 1, 1])?,
         }
-        for _ in 0..20 + self.random.below(80) {
+        for _ in 0..30 + self.random.below(100) {
             self.count();
             let packet = self.bearable();
             say(&mut peer, &packet)?;

@@ -1,13 +1,15 @@
 //! The link over WebSockets: mosquitto's, and some that misbehave.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use coracle_protocol::GatewayId;
 use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
 use coracle_protocol::topic::Kind;
 
 use crate::bed::{self, Bed, Gateway, SOON};
-use crate::scripted::Hostile;
+use crate::scripted::{Hostile, NEW_SESSION, Peer};
 
 #[test]
 fn orders_and_reports_go_over_a_websocket() {
@@ -81,4 +83,62 @@ fn a_server_that_answers_without_end_costs_no_memory() {
     }
     let reason = gateway.disconnected(2 * SOON);
     assert!(reason.contains("says too much") || reason.contains("no WebSocket"), "{reason}");
+}
+
+/// The next connection, after the upgrade to a WebSocket (RFC 6455 section 4.2.2).
+fn upgraded(broker: &Hostile) -> Peer {
+    let mut peer = broker.connection();
+    let lines = BufReader::new(&mut peer.0).lines().map_while(Result::ok);
+    let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+    assert_eq!(head[0], "GET /mqtt HTTP/1.1");
+    let field = |name: &str| {
+        let fields = head.iter().filter_map(|line| line.split_once(": "));
+        let mut found = fields.filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.next().unwrap_or_else(|| panic!("no {name}: {head:?}")).1
+    };
+    assert_eq!(field("sec-websocket-protocol"), "mqtt");
+    let key = format!("{}258EAFA5-E914-47DA-95CA-C5AB0DC85B11", field("sec-websocket-key"));
+    let digest = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, key.as_bytes());
+    let accept = STANDARD.encode(digest);
+    let answer = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+    );
+    peer.send(answer.as_bytes());
+    peer
+}
+
+/// A short frame that is not masked (section 5.2).
+fn frame(first: u8, content: &[u8]) -> Vec<u8> {
+    [&[first, u8::try_from(content.len()).unwrap()], content].concat()
+}
+
+#[test]
+fn frames_need_not_be_packets_and_bad_ones_end_the_connection() {
+    let close = frame(0x88, &1001u16.to_be_bytes());
+    // 1 GiB of binary message, of which nothing comes.
+    let endless = [&[0x82, 127][..], &(1u64 << 30).to_be_bytes()].concat();
+    for (bad, said) in [
+        (frame(0x81, b"text"), "broke"),
+        (endless, "broke"),
+        (frame(0x82, b"\xff\xff\xff\xff\xff\xff"), "broke the protocol"),
+        (frame(0x83, b"reserved"), "broke"),
+        (close, "closed the connection"),
+    ] {
+        let broker = Hostile::new();
+        let id = GatewayId::random();
+        let mut config = bed::config(&broker.pki, id, broker.port());
+        config.websocket_path = Some("/mqtt".into());
+        let gateway = Gateway::start(config, id);
+        let mut peer = upgraded(&broker);
+        // A CONNACK in two messages with a ping between them, the second one in two fragments.
+        peer.send(&frame(0x82, &NEW_SESSION[..1]));
+        peer.send(&frame(0x89, b"ping"));
+        peer.send(&frame(0x02, &NEW_SESSION[1..3]));
+        peer.send(&frame(0x80, &NEW_SESSION[3..]));
+        gateway.connected();
+        peer.send(&bad);
+        let reason = gateway.disconnected(SOON);
+        assert!(reason.contains(said), "{said}: {reason}");
+    }
 }
