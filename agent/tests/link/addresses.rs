@@ -24,10 +24,18 @@ fn own_hosts(content: &str) -> tempfile::NamedTempFile {
 #[test]
 fn a_broker_whose_name_leads_elsewhere_is_found_there() {
     let mut first = Hostile::new();
-    first.listener = TcpListener::bind("127.0.0.2:0").unwrap();
+    // One port at two addresses; another program may have it at the second one.
+    let (listener, other) = (0..100)
+        .find_map(|_| {
+            let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            Some((listener, TcpListener::bind(("127.0.0.3", port)).ok()?))
+        })
+        .unwrap();
+    first.listener = listener;
     let port = first.port();
     let mut second = first.another();
-    second.listener = TcpListener::bind(("127.0.0.3", port)).unwrap();
+    second.listener = other;
 
     let hosts = own_hosts("127.0.0.2 localhost\n");
     let id = GatewayId::random();

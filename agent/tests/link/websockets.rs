@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use coracle_protocol::GatewayId;
-use coracle_protocol::limits::MAX_ENVELOPE_BYTES;
+use coracle_protocol::limits::MAX_PUBLISHED_BYTES;
 use coracle_protocol::topic::Kind;
 
 use crate::bed::{self, Bed, Gateway, SOON};
@@ -29,7 +29,7 @@ fn orders_and_reports_go_over_a_websocket() {
     let (order, token) = gateway.order();
     assert_eq!(order, "order");
     gateway.handle.acknowledge(token);
-    let largest = "x".repeat(MAX_ENVELOPE_BYTES);
+    let largest = "x".repeat(MAX_PUBLISHED_BYTES);
     bed.publish_order(&largest, false);
     let (order, token) = gateway.order();
     assert_eq!(order.len(), largest.len());
