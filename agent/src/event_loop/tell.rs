@@ -62,7 +62,7 @@ impl<E: Execute> EventLoop<E> {
             self.telling.held_until = None;
             return;
         }
-        let apart = match self.may_send(TrafficKind::Reports, 0) {
+        let apart = match self.may_send(TrafficKind::Reports, 1) {
             true => APART,
             false => APART_OVER_BUDGET,
         };

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use coracle_core::artifact::{ArtifactRef, Coordinate};
 use coracle_core::backoff::Retry;
+use coracle_core::budget::{Caps, TrafficKind};
 use coracle_core::desired::{self, DefinitionHash};
 use coracle_core::image::{Digest as ImageDigest, ImageRef};
 use coracle_core::observed::{Pod, Task};
@@ -20,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::config::{Config, TemplatesConfig};
+use crate::config::{Config, HealthConfig, TemplatesConfig};
 use crate::containerd::LocalImage;
 use crate::execute::{Asked, Started};
 use crate::health::Finding;
@@ -251,6 +252,14 @@ impl Execute for Hands {
     }
 }
 
+/// How a gateway talks with its fleet; without a link it does not.
+#[derive(Debug, Default)]
+struct Talk {
+    link: Option<(LinkHandle, mpsc::Receiver<LinkEvent>)>,
+    health: HealthConfig,
+    caps: Caps,
+}
+
 /// A gateway whose world is in memory, save for its store.
 struct Gateway {
     key: Ed25519KeyPair,
@@ -303,17 +312,17 @@ impl Gateway {
     }
 
     async fn start_in(place: TempDir, hands: Hands, events: mpsc::Receiver<RuntimeEvent>) -> Self {
-        Self::start_with(place, hands, events, None).await
+        Self::start_with(place, hands, events, Talk::default()).await
     }
 
     async fn start_with(
         place: TempDir,
         hands: Hands,
         events: mpsc::Receiver<RuntimeEvent>,
-        link: Option<(LinkHandle, mpsc::Receiver<LinkEvent>, u32)>,
+        talk: Talk,
     ) -> Self {
-        let pulses = link.as_ref().map_or(300, |(_, _, seconds)| *seconds);
-        let (link, link_events) = link.map(|(handle, events, _)| (handle, events)).unzip();
+        let Talk { link, health, caps } = talk;
+        let (link, link_events) = link.unzip();
         let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
         let directory = place.path().join("state");
         let factory = place.path().join("factory.signed");
@@ -340,16 +349,13 @@ impl Gateway {
             local: local(place.path()),
             readiness: Readiness::open(place.path()),
             told: HealthSetup {
-                config: crate::config::HealthConfig {
-                    interval_seconds: pulses,
-                    ..Default::default()
-                },
+                config: health,
                 meter: crate::health::Meter::new(place.path()),
                 networks: crate::network::Networks::new(&Config {
                     runtime_dir: place.path().join("run"),
                     ..Config::default()
                 }),
-                caps: Default::default(),
+                caps,
                 listening: Listening::default(),
             },
         });
@@ -411,6 +417,30 @@ impl Gateway {
 
 fn id(workload: &str) -> ContainerId {
     ContainerId::from_listed(&format!("{workload}.0.main"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_fetched_when_the_budget_for_images_is_used_up() {
+    let (runtime, events) = FakeRuntime::new();
+    let hands = Hands { runtime, shelf: Arc::default() };
+    let caps = Caps { total: None, kinds: BTreeMap::from([(TrafficKind::Images, 0)]) };
+    let talk = Talk { caps, ..Talk::default() };
+    let place = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start_with(place, hands, events, talk).await;
+    gateway.hands.runtime.connect();
+    gateway.order(1, &[("web", "a")]).await;
+    let status = gateway
+        .until("held back", |status| {
+            let mut all = status.reported.conditions.iter();
+            all.any(|c| c.name == "budget" && c.reason == "used-up")
+        })
+        .await;
+    assert_eq!(status.reported.workloads[0].replicas[0].state, ReplicaState::Pending);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(gateway.hands.shelf.lock().unwrap().pulls, 0);
+    let day = gateway.ask(Call::Link).await;
+    assert_eq!(day.held_back, ["images"]);
+    gateway.end().await;
 }
 
 #[tokio::test(start_paused = true)]
