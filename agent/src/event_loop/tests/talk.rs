@@ -283,6 +283,7 @@ async fn health_is_told_on_change_and_a_pulse_names_it() {
 async fn reports_beyond_their_budget_wait_and_health_does_not() {
     let bed = Bed::new("");
     let (reported, health) = (bed.listen(Kind::Reported), bed.listen(Kind::Health));
+    let status = bed.listen(Kind::Status);
     let caps = Caps { total: None, kinds: BTreeMap::from([(TrafficKind::Reports, 0)]) };
     let talk = Talk { caps, ..Talk::default() };
     let (gateway, link) = bed.gateway_with(tempfile::tempdir().unwrap(), talk).await;
@@ -290,6 +291,8 @@ async fn reports_beyond_their_budget_wait_and_health_does_not() {
     gateway.order(1, &[("web", "a")]).await;
     let news = |read: &HealthDocument| read.workloads.iter().any(|w| w.name == "web");
     let read = document(&health, "news", news).await;
+    gateway.hands.runtime.connect();
+    document(&status, "presence", |read: &Presence| read.running == ["web"]).await;
     let budget = read.conditions.iter().find(|c| c.name == "budget").unwrap();
     assert!(budget.message.contains("reports"), "{}", budget.message);
     assert_eq!(reported.messages().len(), 1, "a report more in an hour");
