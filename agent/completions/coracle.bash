@@ -25,6 +25,9 @@ _coracle() {
             coracle,artifact)
                 cmd="coracle__subcmd__artifact"
                 ;;
+            coracle,commands)
+                cmd="coracle__subcmd__commands"
+                ;;
             coracle,drain)
                 cmd="coracle__subcmd__drain"
                 ;;
@@ -36,6 +39,9 @@ _coracle() {
                 ;;
             coracle,identity)
                 cmd="coracle__subcmd__identity"
+                ;;
+            coracle,link)
+                cmd="coracle__subcmd__link"
                 ;;
             coracle,logs)
                 cmd="coracle__subcmd__logs"
@@ -112,6 +118,9 @@ _coracle() {
             coracle__subcmd__help,artifact)
                 cmd="coracle__subcmd__help__subcmd__artifact"
                 ;;
+            coracle__subcmd__help,commands)
+                cmd="coracle__subcmd__help__subcmd__commands"
+                ;;
             coracle__subcmd__help,drain)
                 cmd="coracle__subcmd__help__subcmd__drain"
                 ;;
@@ -123,6 +132,9 @@ _coracle() {
                 ;;
             coracle__subcmd__help,identity)
                 cmd="coracle__subcmd__help__subcmd__identity"
+                ;;
+            coracle__subcmd__help,link)
+                cmd="coracle__subcmd__help__subcmd__link"
                 ;;
             coracle__subcmd__help,logs)
                 cmd="coracle__subcmd__help__subcmd__logs"
@@ -293,7 +305,7 @@ _coracle() {
 
     case "${cmd}" in
         coracle)
-            opts="-h -V --socket --help --version agent provision validate apply status ps events logs start stop drain restart volumes artifact service purge secrets identity help"
+            opts="-h -V --socket --help --version agent provision validate apply status ps events logs start stop drain restart commands link volumes artifact service purge secrets identity help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -540,6 +552,24 @@ _coracle() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        coracle__subcmd__commands)
+            opts="-h --json --socket --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         coracle__subcmd__drain)
             opts="-h --wait --json --socket --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -585,7 +615,7 @@ _coracle() {
             return 0
             ;;
         coracle__subcmd__help)
-            opts="agent provision validate apply status ps events logs start stop drain restart volumes artifact service purge secrets identity help"
+            opts="agent provision validate apply status ps events logs start stop drain restart commands link volumes artifact service purge secrets identity help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -696,6 +726,20 @@ _coracle() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        coracle__subcmd__help__subcmd__commands)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         coracle__subcmd__help__subcmd__drain)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -755,6 +799,20 @@ _coracle() {
         coracle__subcmd__help__subcmd__identity__subcmd__keys)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        coracle__subcmd__help__subcmd__link)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -1123,6 +1181,24 @@ _coracle() {
         coracle__subcmd__identity__subcmd__keys)
             opts="-h --socket --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        coracle__subcmd__link)
+            opts="-h --json --socket --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

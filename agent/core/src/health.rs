@@ -246,4 +246,50 @@ mod tests {
         assert_eq!((pulse.health, pulse.boot, pulse.bad), (3, 0x5ac2_f1c0, Pulse::bit("disk")));
         assert_eq!((pulse.memory_available_mib, pulse.workloads, pulse.converged), (411, 1, 1));
     }
+
+    /// IPv4 and TCP with timestamps.
+    const SEGMENT: usize = 20 + 32;
+    /// TLS 1.3: header, type and tag.
+    const RECORD: usize = 5 + 1 + 16;
+
+    /// What a packet of so many bytes takes on the wire, with the segment that acknowledges it.
+    fn on_the_wire(packet: usize) -> usize {
+        SEGMENT + RECORD + packet + SEGMENT
+    }
+
+    /// A PUBLISH packet of MQTT 5 without properties, and its PUBACK.
+    fn published(payload: usize, acknowledged: bool) -> usize {
+        let topic = format!("coracle/1/{}/health", "0".repeat(36));
+        let packet = |rest: usize| 1 + if rest < 128 { 1 } else { 2 } + rest;
+        let identifier = if acknowledged { 2 } else { 0 };
+        let publish = packet(2 + topic.len() + identifier + 1 + payload);
+        // An answer takes its acknowledgement along.
+        on_the_wire(publish) + if acknowledged { SEGMENT + RECORD + 4 } else { 0 }
+    }
+
+    #[test]
+    fn an_idle_gateway_keeps_to_its_bytes_a_day() {
+        const DAY: usize = 86_400;
+        let text = include_str!("../../../protocol/tests/golden/health-1-full.json");
+        let mut health: Health = serde_json::from_str(text).unwrap();
+        health.workloads = vec![health.workloads[0].clone(); 5];
+        health.pods = vec![health.pods[0].clone(); 5];
+        health.conditions = vec![health.conditions[0].clone(); 22];
+        let document = published(health.encode(usize::MAX).len(), true);
+        let pulse = published(pulse(&health, 7, health.sequence).encode().len(), false);
+        // A ping, and its answer.
+        let ping = on_the_wire(2) + SEGMENT + RECORD + 2;
+        let day = |keep_alive: usize, interval: usize, changes: usize| {
+            DAY / keep_alive * ping + DAY / interval * pulse + changes * document
+        };
+        // Measured: 59 kB and 15 kB a day for keep-alive alone.
+        assert!((58_000..60_000).contains(&(DAY / 300 * ping)), "{}", DAY / 300 * ping);
+        let idle = day(300, 300, 24);
+        assert!(
+            idle <= 250_000,
+            "{idle} with a change every hour: {document} each, {pulse} a pulse"
+        );
+        let metered = day(1200, 1200, 4);
+        assert!(metered <= 60_000, "{metered} with four changes");
+    }
 }

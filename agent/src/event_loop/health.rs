@@ -115,7 +115,6 @@ impl HealthToTell {
 
 impl<E: Execute> EventLoop<E> {
     /// Sends a document as soon as may be, whether there is news or not.
-    #[allow(dead_code, reason = "for the command that asks for it")]
     pub(super) fn send_health_now(&mut self) {
         self.telling_health.asked = true;
         self.telling_health.rest_until = Duration::ZERO;

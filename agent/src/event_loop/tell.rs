@@ -36,6 +36,7 @@ pub(super) struct Telling {
     presence: Option<Presence>,
     sequences: Range<u64>,
     sent_at: Option<Duration>,
+    presence_at: Option<Duration>,
     held_until: Option<Duration>,
 }
 
@@ -60,33 +61,45 @@ impl<E: Execute> EventLoop<E> {
             return;
         }
         self.note_health(&report);
-        let presence = self.presence();
-        let news = self.telling.reported.as_ref() != Some(&report)
-            || self.telling.presence.as_ref() != Some(&presence);
-        if !news {
-            self.telling.held_until = None;
+        let presence_held = self.tell_presence(now);
+        if self.telling.reported.as_ref() == Some(&report) {
+            self.telling.held_until = presence_held;
             return;
         }
-        let apart = match self.may_send(TrafficKind::Reports, 0) {
+        let apart = match self.may_send(TrafficKind::Reports, 1) {
             true => APART,
             false => APART_OVER_BUDGET,
         };
         let earliest = self.telling.sent_at.map(|sent_at| sent_at + apart);
         if let Some(earliest) = earliest.filter(|earliest| *earliest > now.monotonic) {
-            self.telling.held_until = Some(earliest);
+            self.telling.held_until = Some(presence_held.unwrap_or(earliest).min(earliest));
             return;
         }
         let sequence = self.next_sequence().await;
         let Some(link) = &self.link else { return };
         let limit = self.payload_limit(Kind::Reported);
         link.set_reported(report::encode(&ReportedState { sequence, ..report.clone() }, limit));
-        if self.telling.presence.as_ref() != Some(&presence) {
+        self.telling.reported = Some(report);
+        self.telling.sent_at = Some(now.monotonic);
+        self.telling.held_until = presence_held;
+    }
+
+    /// Publishes presence if it changed, whatever the budget says: until when it is held back.
+    fn tell_presence(&mut self, now: Now) -> Option<Duration> {
+        let presence = self.presence();
+        if self.telling.presence.as_ref() == Some(&presence) {
+            return None;
+        }
+        let earliest = self.telling.presence_at.map(|sent_at| sent_at + APART);
+        if let Some(earliest) = earliest.filter(|earliest| *earliest > now.monotonic) {
+            return Some(earliest);
+        }
+        if let Some(link) = &self.link {
             link.set_presence(presence.encode(self.payload_limit(Kind::Status)));
         }
-        self.telling.reported = Some(report);
         self.telling.presence = Some(presence);
-        self.telling.sent_at = Some(now.monotonic);
-        self.telling.held_until = None;
+        self.telling.presence_at = Some(now.monotonic);
+        None
     }
 
     /// Publishes everything as it is, whether it changed or not: it may have to be shorter.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use coracle_core::artifact::{ArtifactRef, Coordinate};
 use coracle_core::backoff::Retry;
+use coracle_core::budget::{Caps, TrafficKind};
 use coracle_core::desired::{self, DefinitionHash};
 use coracle_core::image::{Digest as ImageDigest, ImageRef};
 use coracle_core::observed::{Pod, Task};
@@ -20,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::config::{Config, TemplatesConfig};
+use crate::config::{Config, HealthConfig, TemplatesConfig};
 use crate::containerd::LocalImage;
 use crate::execute::{Asked, Started};
 use crate::health::Finding;
@@ -256,16 +257,15 @@ impl Execute for Hands {
     }
 }
 
-/// What a gateway has to do with a fleet, if anything.
+/// How a gateway talks with its fleet; without a link it does not.
 #[derive(Default)]
-struct Cloud {
-    link: Option<LinkHandle>,
-    events: Option<mpsc::Receiver<LinkEvent>>,
+struct Talk {
+    link: Option<(LinkHandle, mpsc::Receiver<LinkEvent>)>,
+    health: HealthConfig,
+    caps: Caps,
     policy: Policy,
     boot_id: String,
     means: Means,
-    /// Seconds between two compact reports of health; 0 for none.
-    health_seconds: u32,
 }
 
 /// A gateway whose world is in memory, save for its store.
@@ -320,15 +320,17 @@ impl Gateway {
     }
 
     async fn start_in(place: TempDir, hands: Hands, events: mpsc::Receiver<RuntimeEvent>) -> Self {
-        Self::start_with(place, hands, events, Cloud::default()).await
+        Self::start_with(place, hands, events, Talk::default()).await
     }
 
     async fn start_with(
         place: TempDir,
         hands: Hands,
         events: mpsc::Receiver<RuntimeEvent>,
-        cloud: Cloud,
+        talk: Talk,
     ) -> Self {
+        let Talk { link, health, caps, policy, boot_id, means } = talk;
+        let (link, link_events) = link.unzip();
         let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
         let directory = place.path().join("state");
         let factory = place.path().join("factory.signed");
@@ -338,31 +340,28 @@ impl Gateway {
         let trust = Finding::good("trust", "keys-loaded", "");
         let secrets = Secrets::new(&directory, GATEWAY.parse().unwrap());
         let mut event_loop = EventLoop::new(Setup {
-            preflight: Preflight::new(Arc::new(secrets), cloud.policy, TemplatesConfig::default()),
+            preflight: Preflight::new(Arc::new(secrets), policy, TemplatesConfig::default()),
             gateway: GATEWAY.parse().unwrap(),
-            machine: Machine { boot_id: cloud.boot_id, ..Machine::default() },
+            machine: Machine { boot_id, ..Machine::default() },
             keys: keys(&place, &key),
             large_orders: LargeOrders::new(&directory, None),
             store: store.clone(),
             hands: hands.clone(),
-            broker: cloud.link.is_some().then(|| "broker".into()),
-            link: cloud.link,
+            broker: link.is_some().then(|| "broker".into()),
+            link,
             health: Health::new(Config::default(), device, vec![trust]),
             manager: ServiceManager::default(),
             local: local(place.path()),
             readiness: Readiness::open(place.path()),
-            means: cloud.means,
+            means,
             told: HealthSetup {
-                config: crate::config::HealthConfig {
-                    interval_seconds: cloud.health_seconds,
-                    ..Default::default()
-                },
+                config: health,
                 meter: crate::health::Meter::new(place.path()),
                 networks: crate::network::Networks::new(&Config {
                     runtime_dir: place.path().join("run"),
                     ..Config::default()
                 }),
-                caps: Default::default(),
+                caps,
                 listening: Listening::default(),
             },
         });
@@ -371,7 +370,7 @@ impl Gateway {
         let (end, shutdown) = watch::channel(false);
         let (probes, probed) = mpsc::channel(8);
         let sources =
-            Sources { runtime: events, link: cloud.events, calls: api, probes: probed, shutdown };
+            Sources { runtime: events, link: link_events, calls: api, probes: probed, shutdown };
         let running = tokio::spawn(event_loop.run(sources));
         Self { key, hands, calls, probes, end, running, store, place }
     }
@@ -424,6 +423,30 @@ impl Gateway {
 
 fn id(workload: &str) -> ContainerId {
     ContainerId::from_listed(&format!("{workload}.0.main"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_fetched_when_the_budget_for_images_is_used_up() {
+    let (runtime, events) = FakeRuntime::new();
+    let hands = Hands { runtime, shelf: Arc::default() };
+    let caps = Caps { total: None, kinds: BTreeMap::from([(TrafficKind::Images, 0)]) };
+    let talk = Talk { caps, ..Talk::default() };
+    let place = tempfile::tempdir().unwrap();
+    let gateway = Gateway::start_with(place, hands, events, talk).await;
+    gateway.hands.runtime.connect();
+    gateway.order(1, &[("web", "a")]).await;
+    let status = gateway
+        .until("held back", |status| {
+            let mut all = status.reported.conditions.iter();
+            all.any(|c| c.name == "budget" && c.reason == "used-up")
+        })
+        .await;
+    assert_eq!(status.reported.workloads[0].replicas[0].state, ReplicaState::Pending);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(gateway.hands.shelf.lock().unwrap().pulls, 0);
+    let day = gateway.ask(Call::Link).await;
+    assert_eq!(day.held_back, ["images"]);
+    gateway.end().await;
 }
 
 #[tokio::test(start_paused = true)]

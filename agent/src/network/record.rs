@@ -201,3 +201,29 @@ pub(super) fn remove_file(path: &Path) -> Result<(), NetworkError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::network::testing;
+
+    #[test]
+    fn the_last_interface_outside_is_the_pods_own_and_not_the_bridge() {
+        let record = testing::attached("web", 0, "10.88.0.5");
+        let mut attached = record.attached.unwrap();
+        attached.result.as_mut().unwrap()["interfaces"] = json!([
+            { "name": "coracle0", "mac": "02:00:00:00:00:01" },
+            { "name": "veth1", "mac": "02:00:00:00:00:02" },
+            { "name": "eth0", "mac": "02:00:00:00:00:03", "sandbox": "/netns" },
+        ]);
+        let link = attached.link();
+        assert_eq!(link.interface.as_deref(), Some("veth1"));
+        assert_eq!(link.interface_mac.as_deref(), Some("02:00:00:00:00:02"));
+        assert_eq!(link.mac.as_deref(), Some("02:00:00:00:00:03"));
+        assert_eq!(link.addresses, [IpAddr::from([10, 88, 0, 5])]);
+        attached.result = Some(json!({ "interfaces": 7 }));
+        assert_eq!(attached.link(), PodLink::default());
+    }
+}

@@ -71,15 +71,14 @@ impl Linked {
     ) -> Self {
         let (link, end) = fake::handle();
         let (events, link_events) = mpsc::channel(8);
-        let cloud = Cloud {
-            link: Some(link),
-            events: Some(link_events),
+        let talk = Talk {
+            link: Some((link, link_events)),
             policy: start.policy,
             boot_id: start.boot_id.into(),
             means: Means { reboot: start.reboot, configuration: "state_dir".into() },
-            health_seconds: 0,
+            ..Talk::default()
         };
-        let gateway = Gateway::start_with(place, hands, runtime, cloud).await;
+        let gateway = Gateway::start_with(place, hands, runtime, talk).await;
         let (told, output) = (Vec::new(), Vec::new());
         let linked = Self { gateway, events, end, packets: 0, told, output };
         linked.connect().await;

@@ -59,10 +59,10 @@ impl Bed {
 
     /// A gateway, and its link.
     async fn gateway(&self, place: TempDir) -> (Gateway, Leaving) {
-        self.gateway_with_pulses(place, 300).await
+        self.gateway_with(place, Talk::default()).await
     }
 
-    async fn gateway_with_pulses(&self, place: TempDir, seconds: u32) -> (Gateway, Leaving) {
+    async fn gateway_with(&self, place: TempDir, talk: Talk) -> (Gateway, Leaving) {
         let own = self.pki.client(GATEWAY).unwrap();
         let config = LinkConfig {
             host: "localhost".into(),
@@ -81,13 +81,8 @@ impl Bed {
         let (link, handle, events) = Link::new(config, GATEWAY.parse().unwrap(), b"{}".to_vec());
         let (runtime, exits) = FakeRuntime::new();
         let hands = Hands { runtime, shelf: Arc::default() };
-        let cloud = Cloud {
-            link: Some(handle),
-            events: Some(events),
-            health_seconds: seconds,
-            ..Cloud::default()
-        };
-        let gateway = Gateway::start_with(place, hands, exits, cloud).await;
+        let talk = Talk { link: Some((handle, events)), ..talk };
+        let gateway = Gateway::start_with(place, hands, exits, talk).await;
         let (leave, left) = oneshot::channel();
         let task = tokio::spawn(link.run(async move { left.await.unwrap_or_default() }));
         (gateway, Leaving { leave, task })
@@ -258,7 +253,9 @@ async fn a_broker_that_takes_small_packets_gets_all_that_matters() {
 async fn health_is_told_on_change_and_a_pulse_names_it() {
     let bed = Bed::new("");
     let health = bed.listen(Kind::Health);
-    let (gateway, link) = bed.gateway_with_pulses(tempfile::tempdir().unwrap(), 10).await;
+    let often = HealthConfig { interval_seconds: 10, ..HealthConfig::default() };
+    let talk = Talk { health: often, ..Talk::default() };
+    let (gateway, link) = bed.gateway_with(tempfile::tempdir().unwrap(), talk).await;
     let first = document(&health, "health", |_: &HealthDocument| true).await;
     assert_eq!(first.gateway, GATEWAY.parse().unwrap());
     assert!(first.numbers.memory_total_kib.is_some());
@@ -282,6 +279,27 @@ async fn health_is_told_on_change_and_a_pulse_names_it() {
     })
     .await;
     assert_eq!((pulse.workloads, pulse.generation), (1, 1));
+    gateway.end().await;
+    link.abort();
+}
+
+#[tokio::test]
+async fn reports_beyond_their_budget_wait_and_health_does_not() {
+    let bed = Bed::new("");
+    let (reported, health) = (bed.listen(Kind::Reported), bed.listen(Kind::Health));
+    let status = bed.listen(Kind::Status);
+    let caps = Caps { total: None, kinds: BTreeMap::from([(TrafficKind::Reports, 0)]) };
+    let talk = Talk { caps, ..Talk::default() };
+    let (gateway, link) = bed.gateway_with(tempfile::tempdir().unwrap(), talk).await;
+    document(&reported, "the first report", |_: &ReportedState| true).await;
+    gateway.order(1, &[("web", "a")]).await;
+    let news = |read: &HealthDocument| read.workloads.iter().any(|w| w.name == "web");
+    let read = document(&health, "news", news).await;
+    gateway.hands.runtime.connect();
+    document(&status, "presence", |read: &Presence| read.running == ["web"]).await;
+    let budget = read.conditions.iter().find(|c| c.name == "budget").unwrap();
+    assert!(budget.message.contains("reports"), "{}", budget.message);
+    assert_eq!(reported.messages().len(), 1, "a report more in an hour");
     gateway.end().await;
     link.abort();
 }
