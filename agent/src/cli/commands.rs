@@ -92,6 +92,7 @@ mod tests {
             STATE      SINCE      COMMAND            WHY
             succeeded  1 min ago  stop-workload web  web stops, until it is started by hand
             rejected   1 min ago  reboot             not-allowed
-        "#]].assert_eq(&render(&commands, NOW, &PLAIN));
+        "#]]
+        .assert_eq(&render(&commands, NOW, &PLAIN));
     }
 }

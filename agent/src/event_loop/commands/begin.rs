@@ -160,6 +160,10 @@ impl<E: Execute> EventLoop<E> {
         workload: &str,
         operation: Operation,
     ) -> Result<(), ()> {
+        if operation == Operation::Restart && self.observed.containers.is_none() {
+            // Which replicas there are is not known before a look.
+            return Ok(());
+        }
         let decided = match self.decide(workload, operation) {
             Ok(decided) => decided,
             Err(refusal) => {
