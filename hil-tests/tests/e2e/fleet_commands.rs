@@ -252,7 +252,7 @@ fn killed_at_every_step_a_stop_a_drain_and_a_start_are_done_once() {
 #[test]
 fn killed_at_every_step_a_restart_is_done_at_most_once() {
     let mut desk = Desk::new();
-    for point in points(&[STORED, BEGUN, &["command.done"]]) {
+    for point in points(&[STORED, BEGUN, &["command.doing", "command.done"]]) {
         let before = desk.begun();
         let command = desk.command(&json!({ "kind": "restart-workload", "workload": WEB }));
         let ended = desk.killed_at(point, &command);
@@ -266,7 +266,15 @@ fn killed_at_every_step_a_restart_is_done_at_most_once() {
             CommandState::Failed => {
                 assert!(times <= 1, "{point}: {times}");
                 assert_eq!(ended.reason.as_deref(), Some("interrupted"), "{point}");
-                let late = ["command.begun", "command.done", "command.ending"];
+                // That it is running is told as well, before it has ended.
+                let late = [
+                    "command.begun",
+                    "command.doing",
+                    "command.done",
+                    "command.ending",
+                    "command.telling",
+                    "command.told",
+                ];
                 assert!(late.contains(&point), "{point}");
             }
             other => panic!("{point}: {other:?}"),

@@ -174,7 +174,7 @@ impl<E: Execute> EventLoop<E> {
                 return self.end_command(id, End::rejected(reason, refusal.to_string())).await;
             }
         };
-        let end = End::succeeded(&decided.message);
+        let (name, end) = (decided.name.clone(), End::succeeded(&decided.message));
         let changes = match operation {
             // What it does is in no record.
             Operation::Restart => {
@@ -192,8 +192,9 @@ impl<E: Execute> EventLoop<E> {
             return Err(());
         }
         if operation == Operation::Restart {
-            self.commands.active.insert(id, Active::Ended(end));
-            fault_point("command.done");
+            // It has ended when nothing is left of what was there: the wish alone dies with the agent.
+            self.commands.active.insert(id, Active::Restart(name, end));
+            fault_point("command.doing");
             return Ok(());
         }
         fault_point("command.ended");

@@ -407,6 +407,7 @@ async fn artifacts_are_installed_listed_and_removed_and_progress_is_told() {
 #[tokio::test(start_paused = true)]
 async fn what_an_agent_was_doing_when_it_ended_is_settled_by_what_is_there() {
     let mut linked = Linked::start().await;
+    linked.hang_long();
     let install =
         |name: &str| json!({ "kind": "install-artifact", "artifact": format!("a:{name}:1") });
     let [done, lost] = [command(install("done")), command(install("lost"))];
