@@ -25,6 +25,9 @@ _coracle() {
             coracle,artifact)
                 cmd="coracle__subcmd__artifact"
                 ;;
+            coracle,commands)
+                cmd="coracle__subcmd__commands"
+                ;;
             coracle,drain)
                 cmd="coracle__subcmd__drain"
                 ;;
@@ -111,6 +114,9 @@ _coracle() {
                 ;;
             coracle__subcmd__help,artifact)
                 cmd="coracle__subcmd__help__subcmd__artifact"
+                ;;
+            coracle__subcmd__help,commands)
+                cmd="coracle__subcmd__help__subcmd__commands"
                 ;;
             coracle__subcmd__help,drain)
                 cmd="coracle__subcmd__help__subcmd__drain"
@@ -293,7 +299,7 @@ _coracle() {
 
     case "${cmd}" in
         coracle)
-            opts="-h -V --socket --help --version agent provision validate apply status ps events logs start stop drain restart volumes artifact service purge secrets identity help"
+            opts="-h -V --socket --help --version agent provision validate apply status ps events logs start stop drain restart commands volumes artifact service purge secrets identity help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -540,6 +546,24 @@ _coracle() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        coracle__subcmd__commands)
+            opts="-h --json --socket --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         coracle__subcmd__drain)
             opts="-h --wait --json --socket --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -585,7 +609,7 @@ _coracle() {
             return 0
             ;;
         coracle__subcmd__help)
-            opts="agent provision validate apply status ps events logs start stop drain restart volumes artifact service purge secrets identity help"
+            opts="agent provision validate apply status ps events logs start stop drain restart commands volumes artifact service purge secrets identity help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -685,6 +709,20 @@ _coracle() {
         coracle__subcmd__help__subcmd__artifact__subcmd__show)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        coracle__subcmd__help__subcmd__commands)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi

@@ -418,7 +418,7 @@ mod tests {
             ("capabilities = [\"NET_ADMIN\"]", "\"NET_ADMIN\" is no capability"),
             ("seccomp_dir = \"seccomp\"", "seccomp_dir must be an absolute path"),
             ("[commands]\nlaunch = \"deny\"", "\"launch\" is no kind of command"),
-            ("[commands]\nreboot = true", "commands"),
+            ("[commands]\nreboot = true", "reboot = true"),
             ("max_memory_mib = 0", "nothing could ever run"),
             ("max_memory_mib = -1", "max_memory_mib"),
             ("no toml at all", "not valid"),
