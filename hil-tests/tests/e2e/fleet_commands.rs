@@ -540,3 +540,40 @@ fn commands_of_strangers_change_nothing_and_are_told() {
     assert_eq!((told.state, told.reason.as_deref()), (CommandState::Rejected, Some("unknown")));
     assert!(Duration::from_secs(1) < LONG);
 }
+
+#[test]
+fn diagnostics_hold_no_secret_and_no_key() {
+    let desk = Desk::new();
+    let value = "a value that nobody is to see";
+    let sealed = desk.gateway.seal("password", value).unwrap();
+    let image = busybox(&desk.gateway);
+    let mut wanted = serde_json::to_value(orders::order(
+        desk.gateway.id(),
+        2,
+        vec![orders::workload("one", &image)],
+    ))
+    .unwrap();
+    wanted["secrets"] = json!({ "password": { "sealed": sealed } });
+    desk.gateway.order(&serde_json::from_value(wanted).unwrap()).unwrap();
+    let mut desk = desk;
+    converged(&mut desk.gateway, 2);
+    let told = desk.done(&json!({ "kind": "collect-diagnostics" }));
+    let text = desk.text_of(told.command);
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert!(document["kernel"]["memory"].is_array() && document["status"].is_object());
+    assert!(text.contains("coracle.toml") || text.contains("state_dir"), "no configuration");
+    assert!(!text.contains(value) && !text.contains(&sealed));
+    let key = fs::read_to_string(&desk.gateway.identity.key).unwrap();
+    for line in key.lines().filter(|line| !line.starts_with("-----")) {
+        assert!(!text.contains(line));
+    }
+    for entry in fs::read_dir(&desk.gateway.state_dir).unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let (true, Ok(bytes)) = (name.contains("key"), fs::read_to_string(entry.path())) {
+            let secret = bytes.lines().filter(|line| line.len() > 20 && !line.starts_with('-'));
+            for line in secret {
+                assert!(!text.contains(line), "{name}");
+            }
+        }
+    }
+}
