@@ -8,7 +8,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use coracle_hil::native::Repository;
 use coracle_hil::{Gateway, Options, orders};
@@ -393,7 +393,6 @@ fn killed_at_every_step_a_reboot_is_asked_for_at_most_once() {
         let command = desk.command(&json!({ "kind": "reboot" }));
         if before_its_end.contains(&point) {
             // Not begun yet: the next agent does so, and is ended as by a boot, but there is none.
-            let gateway = desk.gateway.id();
             desk.gateway.stop_agent().unwrap();
             desk.gateway.environment = vec![(FAULT.into(), point.into())];
             desk.gateway.start_agent().unwrap();
@@ -406,7 +405,6 @@ fn killed_at_every_step_a_reboot_is_asked_for_at_most_once() {
             let reboots = desk.reboots.clone();
             let lines = || fs::read_to_string(&reboots).unwrap().lines().count();
             wait_for("the reboot", LONG, || (lines() > before).then_some(())).unwrap();
-            assert_eq!(gateway, desk.gateway.id());
             desk.gateway.kill_agent().unwrap();
             desk.gateway.start_agent().unwrap();
             desk.link();
@@ -538,7 +536,6 @@ fn commands_of_strangers_change_nothing_and_are_told() {
     assert!(desk.commands().is_empty());
     let told = desk.done(&json!({ "kind": STOP, "workload": "nobody" }));
     assert_eq!((told.state, told.reason.as_deref()), (CommandState::Rejected, Some("unknown")));
-    assert!(Duration::from_secs(1) < LONG);
 }
 
 #[test]
