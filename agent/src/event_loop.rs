@@ -403,6 +403,7 @@ impl<E: Execute> EventLoop<E> {
         self.look_if_due();
         let now = self.clock.now();
         self.ask_store(now);
+        self.step_commands(now).await;
         self.refresh_observed();
         self.history
             .learn(&self.observed, now, |id, definition| self.orders.policy(id, definition));
@@ -414,7 +415,7 @@ impl<E: Execute> EventLoop<E> {
         self.ask_and_share(now);
         self.record();
         self.say_leftovers();
-        self.step_commands(now).await;
+        self.finish_commands(now).await;
         self.tell(now).await;
         self.send_parcels();
     }

@@ -465,6 +465,11 @@ impl History {
         self.failed_ends.retain(|replica, _| replica.workload != *workload);
     }
 
+    /// Whether there is still something of a workload that is to be made anew.
+    pub fn has_stale(&self, workload: &WorkloadName) -> bool {
+        self.stale.iter().any(|replica| replica.workload == *workload)
+    }
+
     /// Whether a replica is to be made anew.
     pub(crate) fn is_stale(&self, replica: &ReplicaId) -> bool {
         self.stale.contains(replica)

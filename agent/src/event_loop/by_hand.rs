@@ -13,7 +13,7 @@ use crate::status::{Operated, Operation, OperationRefusal};
 
 /// What is to be done to a workload.
 pub(super) struct Decided {
-    name: WorkloadName,
+    pub(super) name: WorkloadName,
     /// What is said of it, for programs and for people.
     kind: &'static str,
     pub(super) message: String,

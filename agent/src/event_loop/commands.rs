@@ -22,6 +22,7 @@ use coracle_core::command::{
     self, Arrival, Arrived, Changes, CommandRecord, Commands, CommandsRecord, End, NotForUs,
 };
 use coracle_core::history::Now;
+use coracle_core::name::WorkloadName;
 use coracle_protocol::envelope::COMMAND_PAYLOAD_TYPE;
 use coracle_protocol::topic::ReplyWord;
 use coracle_protocol::{CommandId, CommandState, Refusal};
@@ -90,6 +91,8 @@ pub(super) struct Doing {
 enum Active {
     /// An operation, by its number.
     Operation(u64),
+    /// Replicas of a workload are made anew; how it ends once they are.
+    Restart(WorkloadName, End),
     /// Something is given.
     Output(Box<Sending>),
     /// The machine goes down; not after that moment.
@@ -327,6 +330,14 @@ impl<E: Execute> EventLoop<E> {
         self.end_those_that_have_ended(now).await
     }
 
+    /// Ends those that this step has brought to their end.
+    pub(super) async fn finish_commands(&mut self, now: Now) {
+        if self.commands.again_at.is_none() {
+            // An error has set when to try again.
+            self.end_those_that_have_ended(now).await.ok();
+        }
+    }
+
     async fn end_those_that_have_ended(&mut self, now: Now) -> Result<(), ()> {
         let doing = &mut self.commands;
         for active in doing.active.values_mut() {
@@ -335,6 +346,10 @@ impl<E: Execute> EventLoop<E> {
                     if let Some(end) = sending.ended() {
                         *active = Active::Ended(end);
                     }
+                }
+                Active::Restart(name, end) if !self.history.has_stale(name) => {
+                    fault_point("command.done");
+                    *active = Active::Ended(end.clone());
                 }
                 Active::Reboot(Some(until)) if *until <= now.monotonic => {
                     let message = "the gateway was asked to boot anew, and did not";

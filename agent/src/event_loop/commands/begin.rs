@@ -162,6 +162,10 @@ impl<E: Execute> EventLoop<E> {
         workload: &str,
         operation: Operation,
     ) -> Result<(), ()> {
+        if operation == Operation::Restart && self.observed.containers.is_none() {
+            // Which replicas there are is not known before a look.
+            return Ok(());
+        }
         let decided = match self.decide(workload, operation) {
             Ok(decided) => decided,
             Err(refusal) => {
@@ -172,7 +176,7 @@ impl<E: Execute> EventLoop<E> {
                 return self.end_command(id, End::rejected(reason, refusal.to_string())).await;
             }
         };
-        let end = End::succeeded(&decided.message);
+        let (name, end) = (decided.name.clone(), End::succeeded(&decided.message));
         let changes = match operation {
             // What it does is in no record.
             Operation::Restart => {
@@ -190,8 +194,9 @@ impl<E: Execute> EventLoop<E> {
             return Err(());
         }
         if operation == Operation::Restart {
-            self.commands.active.insert(id, Active::Ended(end));
-            fault_point("command.done");
+            // It has ended when nothing is left of what was there: the wish alone dies with the agent.
+            self.commands.active.insert(id, Active::Restart(name, end));
+            fault_point("command.doing");
             return Ok(());
         }
         fault_point("command.ended");
