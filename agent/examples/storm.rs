@@ -353,12 +353,11 @@ fn client_config(pki: &Pki) -> Result<ClientConfig> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(&own.cert)?.collect::<Result<_, _>>()?;
     let key = PrivateKeyDer::from_pem_file(&own.key)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)?;
-    let mut config = config;
-    // A session for each gateway would be its own; with one for all, no handshake would be whole.
+    // One for all would make of each handshake a short one; after a kill there are none to resume.
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
 }
