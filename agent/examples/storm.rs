@@ -15,7 +15,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -70,7 +70,12 @@ struct Counts {
     timed_out: AtomicU64,
 }
 
+/// Window of the delay before the first kill, when nothing is measured yet.
+const GATHERING: Duration = Duration::from_secs(2);
+
 struct World {
+    /// The broker was killed: from now on the links wait as the agent does.
+    storming: AtomicBool,
     counts: Counts,
     port: u16,
     window: Duration,
@@ -99,7 +104,8 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let mut broker = start(&place, &configuration, port).await?;
     let window = Duration::from_secs(arguments.window);
     let tls = TlsConnector::from(Arc::new(client_config(&pki)?));
-    let world = Arc::new(World { counts: Counts::default(), port, window, tls });
+    let world =
+        Arc::new(World { storming: false.into(), counts: Counts::default(), port, window, tls });
 
     let wanted = u64::from(arguments.gateways);
     let began = Instant::now();
@@ -112,6 +118,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
     say(&format!("{wanted} connected in {:.0} s", began.elapsed().as_secs_f64()));
     println!("memory of the broker: {} MB", resident(broker.pid())? / 1024);
 
+    world.storming.store(true, Ordering::Relaxed);
     let before = Figures::of(&world.counts);
     let killed = Instant::now();
     for kill in 1..=arguments.kills {
@@ -121,7 +128,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         broker = start(&place, &configuration, port).await?;
         say(&format!("it is back after {:.1} s", killed.elapsed().as_secs_f64()));
         let enough = if kill == arguments.kills { wanted } else { wanted / 2 };
-        watch(&world, wanted, enough, killed).await?;
+        watch(&world, wanted, enough, killed, before.failed).await?;
     }
     let took = killed.elapsed();
     let figures = Figures::of(&world.counts).since(&before);
@@ -174,7 +181,13 @@ fn say(text: &str) {
 }
 
 /// Says every ten seconds how many are back, until `enough` are.
-async fn watch(world: &World, wanted: u64, enough: u64, since: Instant) -> Result<()> {
+async fn watch(
+    world: &World,
+    wanted: u64,
+    enough: u64,
+    since: Instant,
+    failed_before: u64,
+) -> Result<()> {
     // Those that have not noticed yet are still counted as connected.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let mut told = Instant::now();
@@ -182,7 +195,7 @@ async fn watch(world: &World, wanted: u64, enough: u64, since: Instant) -> Resul
         let connected = world.counts.connected.load(Ordering::Relaxed);
         if told.elapsed() >= Duration::from_secs(10) || connected >= enough {
             told = Instant::now();
-            let failed = world.counts.failed.load(Ordering::Relaxed);
+            let failed = world.counts.failed.load(Ordering::Relaxed) - failed_before;
             let seconds = since.elapsed().as_secs_f64();
             say(&format!(
                 "after {seconds:.0} s: {connected} of {wanted} connected, {failed} failed so far"
@@ -229,6 +242,10 @@ async fn live(world: Arc<World>, number: usize) {
                 Duration::ZERO
             }
         };
+        if !world.storming.load(Ordering::Relaxed) {
+            tokio::time::sleep(GATHERING.mul_f64(jitter())).await;
+            continue;
+        }
         if lasted >= STABLE {
             failures = 0;
         }
@@ -353,12 +370,11 @@ fn client_config(pki: &Pki) -> Result<ClientConfig> {
     let chain: Vec<_> = CertificateDer::pem_file_iter(&own.cert)?.collect::<Result<_, _>>()?;
     let key = PrivateKeyDer::from_pem_file(&own.key)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)?;
-    let mut config = config;
-    // A session for each gateway would be its own; with one for all, no handshake would be whole.
+    // One for all would make of each handshake a short one; after a kill there are none to resume.
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
 }

@@ -183,9 +183,9 @@ impl Client {
     fn send(&mut self, first: u8, body: &[u8]) -> Result<(), Closed> {
         let sent = self.stream.write_all(&frame(first, body)).and_then(|()| self.stream.flush());
         // What was said before the connection was closed is still to be read.
-        sent.or_else(|_| match self.read(Duration::from_secs(1)) {
-            Err(closed) => Err(closed),
-            Ok(_) => Err(Closed(None)),
+        sent.map_err(|_| match self.read(Duration::from_secs(1)) {
+            Err(closed) => closed,
+            Ok(_) => Closed(None),
         })
     }
 

@@ -12,6 +12,9 @@ use crate::site::Site;
 const RETAIN: u8 = 0x25;
 const SHARED: u8 = 0x2a;
 
+/// In a PUBACK and a SUBACK (sections 3.4.2.1 and 3.9.3).
+const NOT_AUTHORIZED: u8 = 0x87;
+
 pub(crate) fn what_the_broker_offers_is_as_documented(make: Make) {
     let site = Site::new(make);
     let mut fleet = site.fleet();
@@ -61,4 +64,19 @@ pub(crate) fn a_delayed_will_comes_and_is_retained_as_documented(make: Make) {
     fleet.subscribe(&topic).unwrap();
     let came = fleet.messages().unwrap();
     assert_eq!(came.len(), usize::from(!is_rabbitmq(make)), "{came:?}");
+}
+
+/// How a gateway is told that it may not. Nothing of ours depends on it but what is said of it.
+pub(crate) fn what_is_forbidden_is_told_as_documented(make: Make) {
+    let site = Site::new(make);
+    let (own, foreign) = (site.id.to_string(), Topic::new(site.other, Kind::Events).to_string());
+    let published = site.client(&own).publish(&foreign, b"forged", false, Beside::default());
+    let subscribed = site.client(&own).subscribe(&foreign);
+    if is_rabbitmq(make) {
+        assert!(published.is_err(), "{published:?}");
+        assert_eq!(subscribed.unwrap(), NOT_AUTHORIZED);
+    } else {
+        assert_eq!(published.unwrap(), NOT_AUTHORIZED);
+        assert_eq!(subscribed.unwrap(), 1);
+    }
 }

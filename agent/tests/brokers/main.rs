@@ -38,6 +38,7 @@ macro_rules! broker {
             broker!(@features [$($ignore)?]
                 what_the_broker_offers_is_as_documented
                 a_delayed_will_comes_and_is_retained_as_documented
+                what_is_forbidden_is_told_as_documented
                 a_wildcard_gives_retained_messages_as_documented
             );
         }

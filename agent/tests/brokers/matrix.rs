@@ -172,12 +172,18 @@ pub(crate) fn receipts_and_chunks_come(make: Make) {
     settled(&site, &gateway, "settled");
     site.say(Kind::Receipts, b"receipt", false);
     gateway.wait("the receipt", SOON, |event| match event {
-        LinkEvent::Receipt(payload) => Some(assert_eq!(payload, b"receipt")),
+        LinkEvent::Receipt(payload) => {
+            assert_eq!(payload, b"receipt");
+            Some(())
+        }
         _ => None,
     });
     site.say(Kind::Chunks, b"piece", false);
     gateway.wait("the piece", SOON, |event| match event {
-        LinkEvent::Chunk(payload) => Some(assert_eq!(payload, b"piece")),
+        LinkEvent::Chunk(payload) => {
+            assert_eq!(payload, b"piece");
+            Some(())
+        }
         _ => None,
     });
 }
