@@ -6,10 +6,10 @@ use heed::types::Bytes;
 use heed::{CommitOrAbort, EnvFlags, EnvOpenOptions, WithoutTls};
 
 /// Size of the map, which the file can never outgrow. It costs address space only. The most of
-/// everything, ten orders of 1 MiB, 20,000 records of containers and 2,000 of workloads, all of the
-/// largest size under the longest names, makes a file of 15 MiB, and of 28 MiB once transactions have
-/// replaced all of it at once: LMDB uses freed pages again two transactions later. The store's test
-/// `room` holds that this stays below two thirds.
+/// everything (ten orders of 1 MiB, 20,000 records of containers, 2,000 of workloads, 512 of commands,
+/// 1,024 events, all of the largest size under the longest names) makes a file of 60 MiB once
+/// transactions have replaced all of it at once: LMDB uses freed pages again two transactions later.
+/// The store's test `room` holds that this stays below two thirds.
 pub const MAP_BYTES: usize = 128 << 20;
 
 pub(super) type Env = heed::Env<WithoutTls>;

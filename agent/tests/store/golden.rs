@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use coracle::store::Talk;
+
 use super::support::{
-    NONE, container, container_change, copy, open, order, record, wait, workload, workload_change,
-    workload_record,
+    NONE, container, container_change, copy, open, order, record, talk, talk_changes, wait,
+    workload, workload_change, workload_record,
 };
 
 /// LMDB's files differ with the size of a word: there are golden ones for both.
@@ -17,8 +19,8 @@ pub(crate) fn golden(version: u32, bits: u32) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/store/golden").join(name)
 }
 
-/// The content of every golden directory since version 3; those before end with order 2 and have no
-/// records of workloads.
+/// The content of every golden directory since version 4; those before know of no talk with the fleet,
+/// and those before version 3 end with order 2 and have no records of workloads.
 fn fill(dir: &Path) {
     let (store, _) = open(dir);
     wait(async {
@@ -29,6 +31,7 @@ fn fill(dir: &Path) {
         store.accept(order(3), [1].into()).await.unwrap();
         store.accept(order(4), [1, 2].into()).await.unwrap();
         store.record((0..3).map(|i| workload_change(i, Some(i))).collect()).await.unwrap();
+        store.record(talk_changes()).await.unwrap();
         store.close().await;
     });
 }
@@ -56,6 +59,7 @@ fn a_store_of_every_version_opens_with_everything_in_it() {
         assert_eq!(loaded.histories, (0..3).map(|i| (container(i), record(i))).collect());
         let workloads = (0..workloads).map(|i| (workload(i), workload_record(i))).collect();
         assert_eq!(loaded.workloads, workloads);
+        assert_eq!(loaded.talk, if version < 4 { Talk::default() } else { talk() });
         let block = wait(store.reserve_sequence("boot", 0)).unwrap();
         assert_eq!(block.start, 1025);
         wait(store.close());

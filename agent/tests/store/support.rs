@@ -5,13 +5,17 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use coracle::store::{CheckOutcome, Loaded, Store, StoreError, StoredOrder, check_with};
+use coracle::store::{CheckOutcome, Loaded, Store, StoreError, StoredOrder, Talk, check_with};
+use coracle_core::backlog::{BacklogRecord, EventRecord};
+use coracle_core::budget::{Bytes, TrafficKind, UsageRecord};
+use coracle_core::command::{CommandRecord, CommandsRecord};
 use coracle_core::desired::DefinitionHash;
 use coracle_core::history::{ContainerRecord, FailedUpdate, Stopped, WorkloadRecord};
 use coracle_core::name::{ContainerId, WorkloadName};
 use coracle_core::record::{Record, RecordId};
-use coracle_protocol::Envelope;
 use coracle_protocol::envelope::{DESIRED_PAYLOAD_TYPE, Signature};
+use coracle_protocol::topic::ReplyWord;
+use coracle_protocol::{CommandState, Envelope, GatewayId};
 
 /// No older order is to be kept.
 pub(crate) const NONE: BTreeSet<u64> = BTreeSet::new();
@@ -126,6 +130,60 @@ pub(crate) fn workload_record(generation: u32) -> WorkloadRecord {
 pub(crate) fn workload_change(index: u32, generation: Option<u32>) -> (RecordId, Option<Record>) {
     let record = generation.map(|generation| Record::Workload(workload_record(generation)));
     (RecordId::Workload(workload(index)), record)
+}
+
+/// What is under way between gateway and fleet, of each kind one thing.
+pub(crate) fn talk() -> Talk {
+    let id = "019a2b3c-4d5e-7f60-8123-456789abcdef".parse().unwrap();
+    let command = CommandRecord {
+        state: CommandState::Running,
+        at: 1_700_000_000,
+        command: br#"{"kind":"report"}"#.to_vec(),
+        reply: ReplyWord::of_response_topic(
+            &format!("coracle/1/{GATEWAY}/results/desk"),
+            gateway(),
+        ),
+        correlation: vec![0, 1, 255],
+        boot_id: "boot".into(),
+        reason: "interrupted".into(),
+        message: "the agent ended".into(),
+        result: br#"{"result":1}"#.to_vec(),
+        received: true,
+    };
+    let event = EventRecord {
+        at: 1_700_000_001,
+        kind: "ended".into(),
+        replica: Some("web.0".into()),
+        message: "ended with exit code 1".into(),
+    };
+    let kinds = vec![(TrafficKind::Health, Bytes { sent: 1 << 40, received: 7 })];
+    Talk {
+        commands: [(id, command)].into(),
+        all_commands: CommandsRecord { forgotten: Some(id) },
+        events: [(70, event)].into(),
+        backlog: Some(BacklogRecord { stream: [7; 16], next: 128, dropped: 3 }),
+        usage: Some(UsageRecord { day: 20_000, kinds }),
+    }
+}
+
+const GATEWAY: &str = "3f0c52a4-9d0e-4a53-8a43-1f1d9a7f3b11";
+
+fn gateway() -> GatewayId {
+    GATEWAY.parse().unwrap()
+}
+
+/// What is to be stored of it.
+pub(crate) fn talk_changes() -> Vec<(RecordId, Option<Record>)> {
+    let Talk { commands, all_commands, events, backlog, usage } = talk();
+    let commands =
+        commands.into_iter().map(|(id, it)| (RecordId::Command(id), Some(Record::Command(it))));
+    let events = events.into_iter().map(|(at, it)| (RecordId::Event(at), Some(Record::Event(it))));
+    let single = [
+        (RecordId::Commands, Some(Record::Commands(all_commands))),
+        (RecordId::Backlog, backlog.map(Record::Backlog)),
+        (RecordId::Usage, usage.map(Record::Usage)),
+    ];
+    commands.chain(events).chain(single).collect()
 }
 
 /// Runs a future of the store, which needs no more than somebody who polls.
