@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy.toml allows it inside #[test] functions only")]
 
 mod agent_life;
+mod asked;
 mod autonomy;
 mod bad_images;
 mod bad_orders;
