@@ -13,6 +13,7 @@ use coracle_protocol::pointer::{Chunk, Pointer, Source};
 use coracle_protocol::reported::ConditionStatus;
 use coracle_protocol::request::Wanted;
 use coracle_protocol::{Code, Refusal, piece};
+use tokio::task::AbortHandle;
 
 use super::{Done, EventLoop};
 use crate::execute::{Execute, chain};
@@ -49,6 +50,17 @@ struct Fetching {
     length: Option<u64>,
     /// When it is time to go on.
     again_at: Option<Duration>,
+    /// What is being done about it beside the loop.
+    task: Option<AbortHandle>,
+}
+
+impl Fetching {
+    /// Nothing more is fetched, and nothing that was is written any more.
+    fn abort(&self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
 }
 
 impl Large {
@@ -69,9 +81,12 @@ impl<E: Execute> EventLoop<E> {
             self.receive_pointer(&envelope, token);
             return;
         }
-        self.receive(envelope, Some(token)).await;
-        // What came is the fleet's newest word.
-        self.stop_fetching();
+        let applied = self.receive(envelope, Some(token)).await;
+        let pointed_to = self.large.fetching.as_ref().map(|fetching| fetching.pointer.generation);
+        let newer = applied.accepted && !applied.unchanged && applied.generation >= pointed_to;
+        if newer {
+            self.stop_fetching();
+        }
     }
 
     fn receive_pointer(&mut self, envelope: &[u8], token: AckToken) {
@@ -100,13 +115,25 @@ impl<E: Execute> EventLoop<E> {
             self.refuse(Some(pointer.generation), digest, vec![refusal]);
             return;
         }
+        // What was fetched and refused once is not fetched again: its pointer is retained.
+        let refused = self.refused.as_ref().is_some_and(|known| known.digest == pointer.digest);
+        if refused && self.large.fetching.is_none() {
+            return self.acknowledge(Some(token));
+        }
         if let Some(known) = &mut self.large.fetching {
             if known.pointer == pointer {
-                known.token = token;
-                return;
+                let duplicate = std::mem::replace(&mut known.token, token);
+                return self.acknowledge(Some(duplicate));
+            }
+            if pointer.generation < known.pointer.generation {
+                return self.acknowledge(Some(token));
             }
         }
-        self.stop_fetching();
+        // What there is of the earlier one goes when this one begins.
+        if let Some(earlier) = self.large.fetching.take() {
+            earlier.abort();
+            self.acknowledge(Some(earlier.token));
+        }
         let message =
             format!("generation {} of {} bytes is fetched", pointer.generation, pointer.bytes);
         let now = self.clock.now();
@@ -121,6 +148,7 @@ impl<E: Execute> EventLoop<E> {
             busy: false,
             length: None,
             again_at: None,
+            task: None,
         });
         self.go_on_fetching();
     }
@@ -170,6 +198,7 @@ impl<E: Execute> EventLoop<E> {
     /// Another order has taken its place, or it is there.
     fn stop_fetching(&mut self) {
         let Some(fetching) = self.large.fetching.take() else { return };
+        fetching.abort();
         self.acknowledge(Some(fetching.token));
         let orders = self.large.orders.clone();
         tokio::spawn(async move {
@@ -208,15 +237,17 @@ impl<E: Execute> EventLoop<E> {
             (Some(Source::Url(url)), _) => {
                 fetching.busy = true;
                 let url = url.clone();
-                self.work.spawn(async move {
+                fetching.task = Some(self.work.spawn(async move {
                     Done::LargeOrder(digest, orders.fetch(&pointer, &url).await)
-                });
+                }));
             }
             // What is there already may be all of it.
             (Some(Source::Broker {}), None) => {
                 fetching.busy = true;
-                self.work
-                    .spawn(async move { Done::LargeOrder(digest, orders.begin(&pointer).await) });
+                fetching.task =
+                    Some(self.work.spawn(async move {
+                        Done::LargeOrder(digest, orders.begin(&pointer).await)
+                    }));
             }
             (Some(Source::Broker {}), Some(offset)) => {
                 fetching.again_at = Some(now + PIECE_WITHIN);
@@ -245,15 +276,17 @@ impl<E: Execute> EventLoop<E> {
         };
         let Some(fetching) = &mut self.large.fetching else { return };
         let pointer = fetching.pointer.clone();
-        if digest != pointer.digest || fetching.busy || bytes.len() > MAX_PIECE_BYTES {
+        let from_broker = pointer.sources.get(fetching.source) == Some(&Source::Broker {});
+        let awaited = from_broker && fetching.length.is_some() && fetching.again_at.is_some();
+        if digest != pointer.digest || !awaited || fetching.busy || bytes.len() > MAX_PIECE_BYTES {
             return;
         }
         fetching.busy = true;
         fetching.again_at = None;
         let (orders, bytes) = (self.large.orders.clone(), bytes.to_vec());
-        self.work.spawn(async move {
+        fetching.task = Some(self.work.spawn(async move {
             Done::LargeOrder(digest, orders.append(&pointer, offset, bytes).await)
-        });
+        }));
     }
 
     pub(super) async fn on_large_order(

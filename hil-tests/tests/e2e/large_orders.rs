@@ -129,6 +129,56 @@ fn one_comes_in_pieces_through_the_broker_and_over_a_restart_of_the_agent() {
 }
 
 #[test]
+fn nothing_but_a_newer_order_ends_the_fetching_and_what_was_refused_is_not_fetched_again() {
+    let (mut gateway, before) = gateway_running(&["one"]);
+    let requests = gateway.broker.listen(&gateway.topic(Kind::Requests)).unwrap();
+    let old = std::fs::read(gateway.place().run().join("order-1.signed.json")).unwrap();
+    let order = Large::new(&gateway, 2);
+    let pointer = order.pointer(&gateway, &["--through-broker"]);
+    gateway.publish(&pointer).unwrap();
+    let asked = || (!offsets(&requests).is_empty()).then_some(());
+    coracle_testbed::wait_for("the first question", SOON, asked).unwrap();
+    // Nonsense, the order in force again, and the pointer once more.
+    gateway.publish_raw(b"nonsense").unwrap();
+    gateway.publish_raw(&old).unwrap();
+    let malformed = |status: &coracle_hil::Status| status.refused_with("malformed").map(|_| ());
+    gateway.wait("the refusal", SOON, malformed).unwrap();
+    let mut fleet = publish_and_serve(&gateway, &pointer, &order);
+    // What was asked for in vain is asked for again after half a minute.
+    let applied =
+        |status: &coracle_hil::Status| (status.reported.generation_applied == 2).then_some(());
+    gateway.wait("the order", LONG, applied).unwrap();
+    gateway.wait_converged(2).unwrap();
+    fleet.terminate(SOON).unwrap();
+    assert_ne!(pids(&mut gateway, 2, &["one"]), before);
+
+    let mut bad = large(&gateway, 3);
+    bad.workloads[0].containers[0].image = "Not An Image".into();
+    let bytes = gateway.signer().unwrap().sign(&bad);
+    let web = FaultyRegistry::start().unwrap();
+    let url = put(&web, "/bad.signed", &bytes);
+    let pointer = Pointer {
+        schema: 1,
+        gateway: gateway.id(),
+        generation: 3,
+        digest: sha256(&bytes),
+        bytes: bytes.len() as u64,
+        sources: vec![Source::Url(url)],
+    };
+    let payload = serde_json::to_vec(&pointer).unwrap();
+    let pointer = gateway.signer().unwrap().sign_as(POINTER_PAYLOAD_TYPE, &payload).encode();
+    gateway.publish_raw(&pointer).unwrap();
+    let refused = |status: &coracle_hil::Status| status.refused_with("invalid-image").map(|_| ());
+    gateway.wait("the refusal", SOON, refused).unwrap();
+    for _ in 0..3 {
+        gateway.publish_raw(&pointer).unwrap();
+    }
+    gateway.order(&orders::order(gateway.id(), 4, sleepers(&gateway, &["one"]))).unwrap();
+    gateway.wait_converged(4).unwrap();
+    assert_eq!(web.count("/bad.signed"), 1);
+}
+
+#[test]
 fn lies_are_found_out_and_the_next_place_or_order_helps() {
     let (mut gateway, before) = gateway_running(&["one"]);
     let signer = gateway.signer().unwrap();
