@@ -43,7 +43,7 @@ pub(super) use results::ToldOf;
 /// Most that could not be journalled and wait; the broker gives no more before one is acknowledged.
 const MOST_UNJOURNALLED: usize = 8;
 
-/// Most long ones that are done at once.
+/// Most operations, and most outputs, that go on at once.
 const AT_ONCE: usize = 4;
 
 /// Shortest time between two events that say that something was refused which is no command of ours.
@@ -150,6 +150,9 @@ impl Doing {
         if self.again_at.is_some() {
             return self.again_at;
         }
+        if self.active.values().any(|active| matches!(active, Active::Ended(_))) {
+            return Some(Duration::ZERO);
+        }
         let reboot = self.active.values().filter_map(|active| match active {
             Active::Reboot(until) => *until,
             _ => None,
@@ -157,9 +160,12 @@ impl Doing {
         reboot.chain(self.expires_at).chain(self.results.due()).min()
     }
 
-    fn long_ones(&self) -> usize {
-        let long = |active: &&Active| matches!(active, Active::Operation(_) | Active::Output(_));
-        self.active.values().filter(long).count()
+    fn operations(&self) -> usize {
+        self.active.values().filter(|active| matches!(active, Active::Operation(_))).count()
+    }
+
+    fn outputs(&self) -> usize {
+        self.active.values().filter(|active| matches!(active, Active::Output(_))).count()
     }
 
     /// An operation has ended: so has the command that had it begun.

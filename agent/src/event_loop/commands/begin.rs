@@ -215,7 +215,7 @@ impl<E: Execute> EventLoop<E> {
         // What is there is not known before a look.
         let knows = self.observed.containers.is_some();
         if !knows
-            || self.commands.long_ones() >= AT_ONCE
+            || self.commands.operations() >= AT_ONCE
             || !self.operations.is_free(&work.target())
         {
             return Ok(());
@@ -263,7 +263,7 @@ impl<E: Execute> EventLoop<E> {
             Ok(wanted) => wanted,
             Err(message) => return self.end_command(id, End::rejected("malformed", message)).await,
         };
-        if self.commands.long_ones() >= AT_ONCE {
+        if self.commands.outputs() >= AT_ONCE {
             return Ok(());
         }
         self.note_begun(id).await?;

@@ -27,12 +27,13 @@ struct Start {
     policy: Policy,
     boot_id: &'static str,
     reboot: RebootConfig,
+    caps: Caps,
 }
 
 impl Default for Start {
     fn default() -> Self {
         let (policy, boot_id) = (Policy::default(), "first");
-        Self { policy, boot_id, reboot: RebootConfig::default() }
+        Self { policy, boot_id, reboot: RebootConfig::default(), caps: Caps::default() }
     }
 }
 
@@ -57,10 +58,14 @@ fn command(json: Value) -> Command {
 
 impl Linked {
     async fn start() -> Self {
+        Self::start_as(Start::default()).await
+    }
+
+    async fn start_as(start: Start) -> Self {
         let (runtime, events) = FakeRuntime::new();
         let hands = Hands { runtime, shelf: Arc::default() };
         hands.runtime.connect();
-        Self::start_in(tempfile::tempdir().unwrap(), hands, events, Start::default()).await
+        Self::start_in(tempfile::tempdir().unwrap(), hands, events, start).await
     }
 
     async fn start_in(
@@ -74,6 +79,7 @@ impl Linked {
         let talk = Talk {
             link: Some((link, link_events)),
             policy: start.policy,
+            caps: start.caps,
             boot_id: start.boot_id.into(),
             means: Means { reboot: start.reboot, configuration: "state_dir".into() },
             ..Talk::default()
@@ -448,15 +454,11 @@ fn rebooting(program: &str, boot_id: &'static str) -> Start {
     let mut policy = Policy::default();
     policy.commands.insert("reboot");
     let reboot = RebootConfig { program: program.into(), arguments: Vec::new() };
-    Start { policy, boot_id, reboot }
+    Start { policy, boot_id, reboot, ..Start::default() }
 }
 
 async fn start_rebooting(program: &str) -> Linked {
-    let (runtime, events) = FakeRuntime::new();
-    let hands = Hands { runtime, shelf: Arc::default() };
-    hands.runtime.connect();
-    let place = tempfile::tempdir().unwrap();
-    Linked::start_in(place, hands, events, rebooting(program, "first")).await
+    Linked::start_as(rebooting(program, "first")).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -567,4 +569,17 @@ async fn what_waits_expires_is_cancelled_or_makes_room_for_what_is_newer() {
     late.expires_at = Timestamp::from_unix(now() - 1);
     linked.send(&late).await;
     linked.told(late.id, CommandState::Expired).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn output_that_no_budget_is_left_for_ends_and_holds_up_nothing() {
+    let caps = Caps { total: None, kinds: BTreeMap::from([(TrafficKind::Logs, 20)]) };
+    let mut linked = Linked::start_as(Start { caps, ..Start::default() }).await;
+    for _ in 0..5 {
+        let told = json!({ "kind": "collect-diagnostics" });
+        let told = linked.ends(told, CommandState::Failed).await;
+        assert_eq!(told.reason.as_deref(), Some("over-budget"));
+    }
+    assert!(linked.output.is_empty());
+    linked.done(json!({ "kind": "install-artifact", "artifact": "a:b:1" })).await;
 }
