@@ -91,8 +91,8 @@ pub(super) struct Doing {
 enum Active {
     /// An operation, by its number.
     Operation(u64),
-    /// Replicas of a workload are made anew; how it ends once they are.
-    Restart(WorkloadName, End),
+    /// Replicas of a workload are made anew; how it ends once they are, and until when they must be.
+    Restart(WorkloadName, End, Duration),
     /// Something is given.
     Output(Box<Sending>),
     /// The machine goes down; not after that moment.
@@ -153,11 +153,12 @@ impl Doing {
         if self.active.values().any(|active| matches!(active, Active::Ended(_))) {
             return Some(Duration::ZERO);
         }
-        let reboot = self.active.values().filter_map(|active| match active {
+        let deadlines = self.active.values().filter_map(|active| match active {
             Active::Reboot(until) => *until,
+            Active::Restart(_, _, until) => Some(*until),
             _ => None,
         });
-        reboot.chain(self.expires_at).chain(self.results.due()).min()
+        deadlines.chain(self.expires_at).chain(self.results.due()).min()
     }
 
     fn operations(&self) -> usize {
@@ -353,9 +354,13 @@ impl<E: Execute> EventLoop<E> {
                         *active = Active::Ended(end);
                     }
                 }
-                Active::Restart(name, end) if !self.history.has_stale(name) => {
+                Active::Restart(name, end, _) if !self.history.has_stale(name) => {
                     fault_point("command.done");
                     *active = Active::Ended(end.clone());
+                }
+                Active::Restart(name, _, until) if *until <= now.monotonic => {
+                    let message = format!("not all replicas of {name} have been made anew yet");
+                    *active = Active::Ended(End::failed("not-restarted", message));
                 }
                 Active::Reboot(Some(until)) if *until <= now.monotonic => {
                     let message = "the gateway was asked to boot anew, and did not";

@@ -35,6 +35,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// How long the machine may take to go down.
 pub(super) const REBOOT_PATIENCE: Duration = Duration::from_secs(300);
 
+/// How long the replicas of a workload may take to be made anew.
+const RESTART_PATIENCE: Duration = Duration::from_secs(600);
+
 impl<E: Execute> EventLoop<E> {
     /// Commands that an earlier agent had begun: what is there says how they ended.
     pub(super) async fn settle_commands(&mut self) -> Result<(), ()> {
@@ -195,7 +198,8 @@ impl<E: Execute> EventLoop<E> {
         }
         if operation == Operation::Restart {
             // It has ended when nothing is left of what was there: the wish alone dies with the agent.
-            self.commands.active.insert(id, Active::Restart(name, end));
+            let until = self.clock.now().monotonic + RESTART_PATIENCE;
+            self.commands.active.insert(id, Active::Restart(name, end, until));
             fault_point("command.doing");
             return Ok(());
         }
@@ -283,7 +287,7 @@ impl<E: Execute> EventLoop<E> {
                 }
                 return Ok(());
             }
-            Some(Active::Output(_)) => true,
+            Some(Active::Output(_) | Active::Restart(..)) => true,
             _ => false,
         };
         let waits = self.command_state(target) == Some(CommandState::Accepted) && target != id;

@@ -583,3 +583,23 @@ async fn output_that_no_budget_is_left_for_ends_and_holds_up_nothing() {
     assert!(linked.output.is_empty());
     linked.done(json!({ "kind": "install-artifact", "artifact": "a:b:1" })).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_that_does_not_come_about_ends_and_can_be_cancelled() {
+    let mut linked = Linked::start().await;
+    assert!(linked.gateway.order(1, &[("web", "web")]).await.accepted);
+    linked.gateway.converged(1).await;
+    linked.gateway.hands.runtime.hang_stops(&id("web"), true);
+    let restart = json!({ "kind": "restart-workload", "workload": "web" });
+    let first = command(restart.clone());
+    linked.send(&first).await;
+    linked.told(first.id, CommandState::Running).await;
+    linked.done(json!({ "kind": "cancel", "command": first.id })).await;
+    let all = linked.gateway.ask(Call::Commands).await.commands;
+    let cancelled = all.iter().find(|it| it.id == first.id.to_string()).unwrap();
+    assert_eq!(cancelled.reason.as_deref(), Some("cancelled"));
+    let begun = crate::clock::runtime_now();
+    let told = linked.ends(restart, CommandState::Failed).await;
+    assert_eq!(told.reason.as_deref(), Some("not-restarted"));
+    assert!((600..605).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+}
