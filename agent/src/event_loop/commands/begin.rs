@@ -106,6 +106,15 @@ impl<E: Execute> EventLoop<E> {
             Action::InstallArtifact { .. } | Action::RemoveArtifact { .. } => {
                 self.begin_long_for(id, &action).await
             }
+            // What gives something is made when there is room for it, and not at each look before.
+            Action::ListArtifacts {}
+            | Action::ReadLogs(_)
+            | Action::FollowLogs { .. }
+            | Action::CollectDiagnostics {}
+                if self.commands.outputs() >= AT_ONCE =>
+            {
+                Ok(())
+            }
             Action::ListArtifacts {} => self.list_for(id).await,
             Action::ReadLogs(query) => {
                 let lines = LogLines::new(&self.local.logs, &query, None);
@@ -267,9 +276,6 @@ impl<E: Execute> EventLoop<E> {
             Ok(wanted) => wanted,
             Err(message) => return self.end_command(id, End::rejected("malformed", message)).await,
         };
-        if self.commands.outputs() >= AT_ONCE {
-            return Ok(());
-        }
         self.note_begun(id).await?;
         self.commands.active.insert(id, Active::Output(Box::new(Sending::new(source, lease))));
         fault_point("command.doing");
