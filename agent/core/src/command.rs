@@ -177,6 +177,18 @@ fn about(action: &Action) -> Option<About<'_>> {
     }
 }
 
+/// The same of one that has ended, if it was about a workload or an artifact.
+fn about_kind(kind: &Kind) -> Option<About<'_>> {
+    let target = kind.target.as_deref()?;
+    match kind.kind.as_str() {
+        "start-workload" | "drain-workload" | "stop-workload" | "restart-workload" => {
+            Some(About::Workload(target))
+        }
+        "install-artifact" | "remove-artifact" => Some(About::Artifact(target)),
+        _ => None,
+    }
+}
+
 /// A command with its record. While it is open there is the command itself.
 #[derive(Clone, Debug)]
 struct Known {
@@ -264,8 +276,7 @@ impl Commands {
             result: Vec::new(),
             received: false,
         };
-        let kind =
-            Kind { expires_at: Some(arrived.expires_at.unix()), ..arrived.kind() };
+        let kind = Kind { expires_at: Some(arrived.expires_at.unix()), ..arrived.kind() };
         let end = match &arrived.action {
             Err(end) => Some(end.clone()),
             Ok(action) => self.objection(&arrived, action, allowed, now),
@@ -326,10 +337,34 @@ impl Commands {
             about(&waiting.action).is_some_and(|it| Some(it) == about(action))
                 && other.made_at() > arrived.id.made_at()
         });
-        newer.map(|(other, _)| {
+        let newer = newer.map(|(other, _)| other).or_else(|| self.done_since(arrived.id, action));
+        newer.map(|other| {
             let message = format!("command {other} is newer");
             End::of(CommandState::Superseded, "", message)
         })
+    }
+
+    /// A newer one about the same that was done: what one brings about that was held back on its way
+    /// would undo it.
+    fn done_since(&self, id: CommandId, action: &Action) -> Option<CommandId> {
+        if !matches!(
+            action,
+            Action::StartWorkload { .. }
+                | Action::StopWorkload { .. }
+                | Action::DrainWorkload { .. }
+                | Action::InstallArtifact { .. }
+                | Action::RemoveArtifact { .. }
+        ) {
+            return None;
+        }
+        let mut newer = self.known.range(id..).filter(|(other, known)| {
+            known.record.state == CommandState::Succeeded && other.made_at() > id.made_at()
+        });
+        let same = |known: &Known| {
+            let kind: Kind = serde_json::from_slice(&known.record.command).unwrap_or_default();
+            about_kind(&kind).is_some_and(|it| Some(it) == about(action))
+        };
+        newer.find(|(_, known)| same(known)).map(|(other, _)| *other)
     }
 
     /// Those about the same that wait and are not newer.

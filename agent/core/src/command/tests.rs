@@ -147,6 +147,34 @@ fn a_command_that_is_known_is_not_taken_in_again() {
 }
 
 #[test]
+fn one_that_was_held_back_does_not_undo_what_a_newer_one_did() {
+    let of = |kind: &str, name: &str| match kind {
+        "install-artifact" | "remove-artifact" => json!({ "kind": kind, "artifact": name }),
+        _ => json!({ "kind": kind, "workload": name }),
+    };
+    let artifact = "install-artifact";
+    for (newer, second, older, wanted) in [
+        (of("start-workload", "web"), 900, of("stop-workload", "web"), "superseded"),
+        (of("restart-workload", "web"), 900, of("drain-workload", "web"), "superseded"),
+        (of("start-workload", "web"), 901, of("stop-workload", "web"), "accepted"),
+        (of("start-workload", "web"), 900, of("stop-workload", "db"), "accepted"),
+        (of("start-workload", "web"), 900, of("restart-workload", "web"), "accepted"),
+        (of("read-logs", "web"), 900, of("stop-workload", "web"), "accepted"),
+        (of(artifact, "a:b:1"), 900, of("remove-artifact", "a:b:1"), "superseded"),
+    ] {
+        for (end, wanted) in [(End::succeeded(""), wanted), (End::failed("x", ""), "accepted")] {
+            let mut world = World::default();
+            world.arrive(arrived(id(901, 1), 2000, newer.clone()), 1000);
+            let change = world.commands.end(id(901, 1), end, 1000).unwrap();
+            world.both(&vec![change]);
+            world.arrive(arrived(id(second, 2), 2000, older.clone()), 1000);
+            let state = world.commands.record(id(second, 2)).unwrap().state;
+            assert_eq!(format!("{state:?}").to_lowercase(), wanted, "{older} after {newer}");
+        }
+    }
+}
+
+#[test]
 fn records_are_bounded_and_what_is_forgotten_is_not_done_again() {
     let mut world = World::default();
     let list = |second| arrived(id(second, 0), 9000, json!({ "kind": "list-artifacts" }));
@@ -194,9 +222,7 @@ fn records_are_bounded_and_what_is_forgotten_is_not_done_again() {
 
 #[test]
 fn one_from_the_future_does_not_keep_out_others() {
-    let list = |second| {
-        arrived(id(second, 0), second + 9000, json!({ "kind": "list-artifacts" }))
-    };
+    let list = |second| arrived(id(second, 0), second + 9000, json!({ "kind": "list-artifacts" }));
     let far = 1000 + 2 * DAY;
     let mut world = World::default();
     for second in (1..MOST as u64).chain([far]) {
