@@ -242,7 +242,11 @@ impl<E: Execute> EventLoop<E> {
             now,
         );
         let (changes, refused) = match arrival {
-            Arrival::Known => (Changes::new(), None),
+            Arrival::Known => {
+                let now = self.clock.now().monotonic;
+                self.commands.results.replayed(id, now);
+                return self.acknowledge(Some(came.token));
+            }
             Arrival::New(changes) => (changes, None),
             Arrival::Refused(end, changes) => (changes, Some(end)),
         };

@@ -29,6 +29,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(3600);
 /// Between two words about how far a command is.
 const PROGRESS: Duration = Duration::from_secs(5);
 
+/// Shortest time between two answers to the same command that comes again.
+const REPLAYS_APART: Duration = Duration::from_secs(60);
+
 /// Answers without a record that wait; the oldest goes.
 const MOST_ANSWERS: usize = 16;
 
@@ -49,6 +52,10 @@ pub(super) struct Results {
     due: BTreeSet<CommandId>,
     /// Final results that were told: when again, and the pause after that.
     again: BTreeMap<CommandId, (Duration, Duration)>,
+    /// Those whose state, as it is, was told by this agent.
+    told: BTreeSet<CommandId>,
+    /// When those were answered that came again, within the last minute.
+    replayed: BTreeMap<CommandId, Duration>,
     answers: VecDeque<Answer>,
     progress: BTreeMap<CommandId, CommandProgress>,
     progress_at: Option<Duration>,
@@ -68,16 +75,34 @@ impl Results {
         self.due.insert(id);
     }
 
+    /// A command that is known has come again: its state is told again, but one that was told already
+    /// not as often as somebody can send it.
+    pub(super) fn replayed(&mut self, id: CommandId, now: Duration) {
+        self.replayed.retain(|_, at| now < *at + REPLAYS_APART);
+        if self.told.contains(&id) {
+            if self.replayed.contains_key(&id) {
+                return;
+            }
+            self.replayed.insert(id, now);
+        }
+        self.due.insert(id);
+    }
+
     /// The record of a command has changed.
     pub(super) fn changed(&mut self, id: CommandId, commands: &Commands) {
+        self.again.remove(&id);
         match commands.record(id) {
             Some(record) if !record.received => {
-                self.again.remove(&id);
+                self.told.remove(&id);
                 self.due.insert(id);
             }
-            _ => {
+            Some(_) => {
+                self.told.insert(id);
                 self.due.remove(&id);
-                self.again.remove(&id);
+            }
+            None => {
+                self.told.remove(&id);
+                self.due.remove(&id);
             }
         }
     }
@@ -215,6 +240,7 @@ impl<E: Execute> EventLoop<E> {
         match delivery {
             Delivery::Lost => drop(results.due.insert(id)),
             Delivery::Done | Delivery::Refused(_) => {
+                results.told.insert(id);
                 if let Delivery::Refused(reason) = delivery {
                     warn!(command = %id, reason, "a result could not be published");
                 }

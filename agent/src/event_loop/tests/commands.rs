@@ -308,6 +308,11 @@ async fn a_result_is_told_until_the_fleet_says_that_it_holds_it() {
     // The same command again is answered, and not done again.
     linked.send(&report).await;
     linked.told(report.id, CommandState::Succeeded).await;
+    // But not as often as somebody sends it.
+    for _ in 0..20 {
+        linked.send(&report).await;
+        assert_eq!(linked.waiting().await, None);
+    }
     linked.receive(&[report.id]).await;
     while linked.listed().await[0] != ("report".into(), CommandState::Succeeded, "".into(), true) {
         tokio::time::sleep(Duration::from_millis(10)).await;
