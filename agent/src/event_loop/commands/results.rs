@@ -24,7 +24,7 @@ use crate::link::{Delivery, Parcel};
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// Longest such pause.
-const MAX_PAUSE: Duration = Duration::from_secs(3600);
+const MAX_PAUSE: Duration = Duration::from_secs(24 * 3600);
 
 /// Between two words about how far a command is.
 const PROGRESS: Duration = Duration::from_secs(5);
