@@ -18,6 +18,7 @@ mod results;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use coracle_core::budget::TrafficKind;
 use coracle_core::command::{
     self, Arrival, Arrived, Changes, CommandRecord, Commands, CommandsRecord, End, NotForUs,
 };
@@ -244,7 +245,8 @@ impl<E: Execute> EventLoop<E> {
         let (changes, refused) = match arrival {
             Arrival::Known => {
                 let now = self.clock.now().monotonic;
-                self.commands.results.replayed(id, now);
+                let within = self.may_send(TrafficKind::Reports, 1);
+                self.commands.results.replayed(id, within, now);
                 return self.acknowledge(Some(came.token));
             }
             Arrival::New(changes) => (changes, None),

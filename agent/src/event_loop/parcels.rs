@@ -75,7 +75,7 @@ impl<E: Execute> EventLoop<E> {
         let generation = self.in_force.generation;
         self.want(Wanted::Connected { generation, digest });
         self.ask_for_piece_again();
-        self.commands.tell_again();
+        self.tell_results_again();
         self.backlog_connected();
         self.health_connected();
     }

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use coracle_core::budget::TrafficKind;
 use coracle_core::command::{Commands, End};
 use coracle_core::history::Now;
 use coracle_protocol::command::CommandProgress;
@@ -25,6 +26,9 @@ const PAUSE: Duration = Duration::from_secs(60);
 
 /// Longest such pause.
 const MAX_PAUSE: Duration = Duration::from_secs(24 * 3600);
+
+/// Until it is looked again whether the budget allows to send something again.
+const OVER_BUDGET: Duration = Duration::from_secs(3600);
 
 /// Between two words about how far a command is.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -58,6 +62,8 @@ pub(super) struct Results {
     replayed: BTreeMap<CommandId, Duration>,
     answers: VecDeque<Answer>,
     progress: BTreeMap<CommandId, CommandProgress>,
+    /// How far those under way were when that was noted last.
+    far: BTreeMap<CommandId, CommandProgress>,
     progress_at: Option<Duration>,
 }
 
@@ -76,11 +82,11 @@ impl Results {
     }
 
     /// A command that is known has come again: its state is told again, but one that was told already
-    /// not as often as somebody can send it.
-    pub(super) fn replayed(&mut self, id: CommandId, now: Duration) {
+    /// not as often as somebody can send it, and not when the budget is used up.
+    pub(super) fn replayed(&mut self, id: CommandId, within: bool, now: Duration) {
         self.replayed.retain(|_, at| now < *at + REPLAYS_APART);
         if self.told.contains(&id) {
-            if self.replayed.contains_key(&id) {
+            if !within || self.replayed.contains_key(&id) {
                 return;
             }
             self.replayed.insert(id, now);
@@ -116,15 +122,24 @@ impl Results {
     }
 }
 
-impl super::Doing {
-    /// A connection was made: all that the fleet may not know is told.
-    pub(in crate::event_loop) fn tell_again(&mut self) {
-        self.results.again.clear();
-        self.results.due = self.commands.untold().collect();
-    }
-}
-
 impl<E: Execute> EventLoop<E> {
+    /// A connection was made: all that the fleet may not know is told. Without a budget for reports
+    /// only what was not told yet.
+    pub(in crate::event_loop) fn tell_results_again(&mut self) {
+        let now = self.clock.now().monotonic;
+        let within = self.may_send(TrafficKind::Reports, 1);
+        let Results { due, again, told, .. } = &mut self.commands.results;
+        again.clear();
+        due.clear();
+        for id in self.commands.commands.untold() {
+            if within || !told.contains(&id) {
+                due.insert(id);
+            } else {
+                again.insert(id, (now + OVER_BUDGET, PAUSE));
+            }
+        }
+    }
+
     /// Answers a command that there is no record of, once.
     pub(super) fn answer_without_record(
         &mut self,
@@ -154,22 +169,27 @@ impl<E: Execute> EventLoop<E> {
 
     /// Notes how far those are that are watched, every few seconds while there is a connection.
     pub(super) fn show_progress(&mut self, now: Now) {
-        let doing = &mut self.commands;
-        let again = &mut doing.results.again;
+        let again = &self.commands.results.again;
         let late: Vec<_> =
             again.iter().filter(|(_, (at, _))| *at <= now.monotonic).map(|(id, _)| *id).collect();
+        let within = late.is_empty() || self.may_send(TrafficKind::Reports, 1);
+        let doing = &mut self.commands;
         for id in late {
-            // Its pause is doubled when it has gone.
-            doing.results.due.insert(id);
-            if let Some((at, pause)) = again.get_mut(&id) {
+            let Some((at, pause)) = doing.results.again.get_mut(&id) else { continue };
+            if within {
+                // Its pause is doubled when it has gone.
+                doing.results.due.insert(id);
                 *at = now.monotonic + *pause;
+            } else {
+                *at = now.monotonic + OVER_BUDGET;
             }
         }
         let operations = doing.active.iter().filter_map(|(id, active)| match active {
             Active::Operation(number) => Some((*id, *number)),
             _ => None,
         });
-        let operations: Vec<_> = operations.collect();
+        let operations: BTreeMap<_, _> = operations.collect();
+        doing.results.far.retain(|id, _| operations.contains_key(id));
         if operations.is_empty() || !self.parcels.connected {
             doing.results.progress_at = None;
             doing.results.progress.clear();
@@ -180,14 +200,19 @@ impl<E: Execute> EventLoop<E> {
             return;
         }
         *due = now.monotonic + PROGRESS;
+        if !self.may_send(TrafficKind::Reports, 1) {
+            return;
+        }
+        let results = &mut self.commands.results;
         for (id, number) in operations {
-            if let Some(progress) = self.operations.progress(number) {
-                let progress = CommandProgress {
-                    phase: operations::phase(progress.phase).to_owned(),
-                    bytes_done: progress.bytes_done,
-                    bytes_total: progress.bytes_total,
-                };
-                doing.results.progress.insert(id, progress);
+            let Some(progress) = self.operations.progress(number) else { continue };
+            let progress = CommandProgress {
+                phase: operations::phase(progress.phase).to_owned(),
+                bytes_done: progress.bytes_done,
+                bytes_total: progress.bytes_total,
+            };
+            if results.far.insert(id, progress.clone()).as_ref() != Some(&progress) {
+                results.progress.insert(id, progress);
             }
         }
     }

@@ -403,7 +403,8 @@ async fn artifacts_are_installed_listed_and_removed_and_progress_is_told() {
         let running = listed.iter().filter(|it| it.1 == CommandState::Running).count();
         assert!(running <= 4, "{listed:?}");
     }
-    assert!(progress <= 12, "{progress}");
+    // It is told when it has changed.
+    assert!(progress <= 6, "{progress}");
     let list = linked.done(json!({ "kind": "list-artifacts" })).await;
     let text = match list.result {
         Some(result) => result.to_string(),
@@ -607,4 +608,21 @@ async fn a_restart_that_does_not_come_about_ends_and_can_be_cancelled() {
     let told = linked.ends(restart, CommandState::Failed).await;
     assert_eq!(told.reason.as_deref(), Some("not-restarted"));
     assert!((600..605).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_budget_results_are_told_once_and_progress_is_not() {
+    let caps = Caps { total: None, kinds: BTreeMap::from([(TrafficKind::Reports, 0)]) };
+    let mut linked = Linked::start_as(Start { caps, ..Start::default() }).await;
+    let install = command(json!({ "kind": "install-artifact", "artifact": "a:b:1" }));
+    linked.send(&install).await;
+    linked.told(install.id, CommandState::Succeeded).await;
+    assert!(linked.told.iter().all(|told| told.progress.is_none()), "{:?}", linked.told);
+    linked.send(&install).await;
+    linked.connect().await;
+    assert_eq!(linked.parcel().await.kind, Kind::Requests);
+    for _ in 0..5000 {
+        assert_eq!(linked.waiting().await, None);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
