@@ -146,6 +146,11 @@ impl Doing {
         self.active.values().any(|active| matches!(active, Active::Reboot(_)))
     }
 
+    /// The connection was lost.
+    pub(super) fn disconnected(&mut self) {
+        self.results.disconnected();
+    }
+
     /// When there is something to do if nothing happens.
     pub(super) fn due(&self) -> Option<Duration> {
         if self.again_at.is_some() {

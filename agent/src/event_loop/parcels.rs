@@ -82,6 +82,7 @@ impl<E: Execute> EventLoop<E> {
 
     pub(super) fn parcels_disconnected(&mut self) {
         self.parcels.connected = false;
+        self.commands.disconnected();
         self.backlog_disconnected();
         self.health_disconnected();
     }

@@ -117,6 +117,12 @@ impl Results {
         self.answers.retain(|answer| answer.result.command != id);
     }
 
+    /// Nothing is to be done at a time any more: at the next connection all is told anew.
+    pub(super) fn disconnected(&mut self) {
+        self.again.clear();
+        self.progress_at = None;
+    }
+
     pub(super) fn due(&self) -> Option<Duration> {
         self.again.values().map(|(at, _)| *at).chain(self.progress_at).min()
     }
@@ -269,7 +275,7 @@ impl<E: Execute> EventLoop<E> {
                 if let Delivery::Refused(reason) = delivery {
                     warn!(command = %id, reason, "a result could not be published");
                 }
-                if state.is_final() {
+                if state.is_final() && self.parcels.connected {
                     let pause = results.again.get(&id).map_or(PAUSE, |(_, pause)| *pause);
                     results.again.insert(id, (now + pause, (pause * 2).min(MAX_PAUSE)));
                 }
