@@ -25,6 +25,7 @@ use coracle_core::command::{
 use coracle_core::history::Now;
 use coracle_core::name::WorkloadName;
 use coracle_protocol::envelope::COMMAND_PAYLOAD_TYPE;
+use coracle_protocol::presence::OfflineReason;
 use coracle_protocol::topic::ReplyWord;
 use coracle_protocol::{CommandId, CommandState, Refusal};
 use tracing::info;
@@ -357,8 +358,8 @@ impl<E: Execute> EventLoop<E> {
     }
 
     async fn end_those_that_have_ended(&mut self, now: Now) -> Result<(), ()> {
-        let doing = &mut self.commands;
-        for active in doing.active.values_mut() {
+        let mut stays = false;
+        for active in self.commands.active.values_mut() {
             match active {
                 Active::Output(sending) => {
                     if let Some(end) = sending.ended() {
@@ -376,11 +377,15 @@ impl<E: Execute> EventLoop<E> {
                 Active::Reboot(Some(until)) if *until <= now.monotonic => {
                     let message = "the gateway was asked to boot anew, and did not";
                     *active = Active::Ended(End::failed("not-rebooted", message));
+                    stays = true;
                 }
                 _ => {}
             }
         }
-        let ended = doing.active.iter().filter_map(|(id, active)| match active {
+        if stays {
+            self.leave_for(OfflineReason::Shutdown);
+        }
+        let ended = self.commands.active.iter().filter_map(|(id, active)| match active {
             Active::Ended(end) => Some((*id, end.clone())),
             _ => None,
         });
@@ -446,10 +451,15 @@ impl<E: Execute> EventLoop<E> {
         match (active, done) {
             (Active::Output(sending), Done::Produced(produced)) => sending.produced(produced),
             (active @ Active::Reboot(_), Done::Rebooted(result)) => {
-                *active = match result {
-                    Ok(()) => Active::Reboot(Some(now.monotonic + begin::REBOOT_PATIENCE)),
-                    Err(message) => Active::Ended(End::failed("reboot-failed", message)),
-                };
+                match result {
+                    Ok(()) => {
+                        *active = Active::Reboot(Some(now.monotonic + begin::REBOOT_PATIENCE));
+                    }
+                    Err(message) => {
+                        *active = Active::Ended(End::failed("reboot-failed", message));
+                        self.leave_for(OfflineReason::Shutdown);
+                    }
+                }
             }
             // Of a command that has been cancelled meanwhile.
             _ => {}

@@ -499,6 +499,10 @@ async fn a_reboot_that_cannot_be_had_is_told_and_one_that_is_not_allowed_is_not_
     let told = linked.ends(json!({ "kind": "reboot" }), CommandState::Failed).await;
     assert_eq!(told.reason.as_deref(), Some("reboot-failed"), "{told:?}");
     assert!(told.message.unwrap().contains("/bin/false failed"));
+    // Should the agent end later, it does so for another reason.
+    let farewell = linked.end.farewell.borrow().clone().unwrap();
+    let farewell = String::from_utf8_lossy(&farewell).into_owned();
+    assert!(farewell.contains("\"shutdown\"") && !farewell.contains("\"reboot\""), "{farewell}");
     let mut linked = linked.restart(Start::default()).await;
     let told = linked.ends(json!({ "kind": "reboot" }), CommandState::Rejected).await;
     assert_eq!(told.reason.as_deref(), Some("not-allowed"));
