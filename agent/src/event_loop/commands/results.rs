@@ -146,7 +146,7 @@ impl<E: Execute> EventLoop<E> {
         }
     }
 
-    /// Answers a command that there is no record of, once.
+    /// Answers a command that there is no record of, until the answer has arrived.
     pub(super) fn answer_without_record(
         &mut self,
         id: CommandId,
@@ -167,6 +167,7 @@ impl<E: Execute> EventLoop<E> {
             output: None,
         };
         let answers = &mut self.commands.results.answers;
+        answers.retain(|answer| answer.result.command != id);
         if answers.len() == MOST_ANSWERS {
             answers.pop_front();
         }
@@ -225,9 +226,10 @@ impl<E: Execute> EventLoop<E> {
 
     pub(in crate::event_loop) fn next_result(&mut self) -> Option<(Freight, Parcel)> {
         let results = &mut self.commands.results;
-        if let Some(answer) = results.answers.pop_front() {
-            let told = ToldOf::Answer(answer.result.command);
-            let parcel = told_parcel(&answer.result, answer.reply, answer.correlation, true);
+        // It is forgotten when it has gone.
+        if let Some(Answer { result, reply, correlation }) = results.answers.front() {
+            let told = ToldOf::Answer(result.command);
+            let parcel = told_parcel(result, reply.clone(), correlation.clone(), true);
             return Some((Freight::Result(told), parcel));
         }
         while let Some(id) = results.due.pop_first() {
@@ -259,7 +261,13 @@ impl<E: Execute> EventLoop<E> {
     }
 
     pub(in crate::event_loop) fn on_result(&mut self, told: ToldOf, delivery: &Delivery) {
-        let ToldOf::State(id, state) = told else { return };
+        let (id, state) = match told {
+            ToldOf::State(id, state) => (id, state),
+            ToldOf::Answer(id) if *delivery != Delivery::Lost => {
+                return self.commands.results.forget_answer(id);
+            }
+            ToldOf::Answer(_) | ToldOf::Progress => return,
+        };
         fault_point("command.told");
         let now = self.clock.now().monotonic;
         let record = self.commands.commands.record(id);

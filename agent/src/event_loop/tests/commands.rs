@@ -339,6 +339,28 @@ async fn what_is_lost_on_the_way_is_sent_again() {
         |parcel: &Parcel| serde_json::from_slice::<CommandResult>(&parcel.payload).unwrap().state;
     assert_eq!((state(&first), state(&again)), (CommandState::Succeeded, CommandState::Succeeded));
     assert_ne!(first.ticket, again.ticket);
+    linked.deliver(&again, Delivery::Done).await;
+    // Also what there is no record of. (Those that are open leave no room.)
+    linked.hang_long();
+    for n in 0..coracle_core::command::MOST - 1 {
+        let action = json!({ "kind": "install-artifact", "artifact": format!("a:b:{n}") });
+        linked.send(&command(action)).await;
+    }
+    let late = command(json!({ "kind": "report" }));
+    linked.send(&late).await;
+    let mut lost = false;
+    loop {
+        let parcel = linked.undelivered().await;
+        let told: Option<CommandResult> = serde_json::from_slice(&parcel.payload).ok();
+        let is_late = told.is_some_and(|told| told.command == late.id);
+        let delivery = if is_late && !lost { Delivery::Lost } else { Delivery::Done };
+        linked.deliver(&parcel, delivery).await;
+        match (is_late, lost) {
+            (true, true) => break,
+            (true, false) => lost = true,
+            (false, _) => assert!(!lost, "it comes first: {parcel:?}"),
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
