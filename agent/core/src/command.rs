@@ -547,7 +547,8 @@ impl Commands {
     }
 }
 
-fn expired(at: Timestamp) -> End {
+/// How one ends that was not begun in time.
+pub fn expired(at: Timestamp) -> End {
     End::of(CommandState::Expired, "", format!("it was not to be begun after {at}"))
 }
 

@@ -271,14 +271,27 @@ impl<E: Execute> EventLoop<E> {
     }
 
     /// Keeps a command that could not be stored. It is not acknowledged: should the agent end, the
-    /// broker gives it again.
+    /// broker gives it again. What came twice, and what it is too late for, holds up no others.
     fn journal_later(&mut self, came: Unjournalled) {
-        let waiting = &mut self.commands.unjournalled;
-        waiting.retain(|other| other.arrived.id != came.arrived.id);
-        if waiting.len() == MOST_UNJOURNALLED {
-            waiting.pop_front();
+        let now = self.clock.now().wall.as_secs();
+        let mut waiting = std::mem::take(&mut self.commands.unjournalled);
+        if let Some(at) = waiting.iter().position(|it| it.arrived.id == came.arrived.id) {
+            let earlier = waiting.remove(at);
+            self.acknowledge(earlier.map(|earlier| earlier.token));
         }
         waiting.push_back(came);
+        for waits in waiting {
+            if waits.arrived.expires_at.unix() <= now {
+                self.acknowledge(Some(waits.token));
+                let (id, end) = (waits.arrived.id, command::expired(waits.arrived.expires_at));
+                self.answer_without_record(id, end, waits.reply, waits.correlation);
+            } else {
+                self.commands.unjournalled.push_back(waits);
+            }
+        }
+        while self.commands.unjournalled.len() > MOST_UNJOURNALLED {
+            self.commands.unjournalled.pop_front();
+        }
     }
 
     /// Stores changes, then takes them over. What cannot be stored is tried again later.
@@ -450,17 +463,15 @@ impl<E: Execute> EventLoop<E> {
         let Some(active) = self.commands.active.get_mut(&id) else { return };
         match (active, done) {
             (Active::Output(sending), Done::Produced(produced)) => sending.produced(produced),
-            (active @ Active::Reboot(_), Done::Rebooted(result)) => {
-                match result {
-                    Ok(()) => {
-                        *active = Active::Reboot(Some(now.monotonic + begin::REBOOT_PATIENCE));
-                    }
-                    Err(message) => {
-                        *active = Active::Ended(End::failed("reboot-failed", message));
-                        self.leave_for(OfflineReason::Shutdown);
-                    }
+            (active @ Active::Reboot(_), Done::Rebooted(result)) => match result {
+                Ok(()) => {
+                    *active = Active::Reboot(Some(now.monotonic + begin::REBOOT_PATIENCE));
                 }
-            }
+                Err(message) => {
+                    *active = Active::Ended(End::failed("reboot-failed", message));
+                    self.leave_for(OfflineReason::Shutdown);
+                }
+            },
             // Of a command that has been cancelled meanwhile.
             _ => {}
         }

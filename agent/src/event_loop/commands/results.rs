@@ -301,3 +301,18 @@ fn told_parcel(
     let payload = serde_json::to_vec(result).expect("results are plain structs");
     Parcel { reply, correlation, acknowledged, ..parcel(Kind::Results, payload) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_connection_nothing_is_due() {
+        let id = CommandId::new(Timestamp::from_unix(9));
+        let mut results = Results { progress_at: Some(PROGRESS), ..Results::default() };
+        results.again.insert(id, (PAUSE, PAUSE));
+        assert_eq!(results.due(), Some(PROGRESS));
+        results.disconnected();
+        assert_eq!(results.due(), None);
+    }
+}

@@ -652,3 +652,23 @@ async fn without_a_budget_results_are_told_once_and_progress_is_not() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_cannot_be_written_holds_up_neither_what_comes_twice_nor_what_is_too_late() {
+    let mut linked = Linked::start().await;
+    linked.gateway.status().await;
+    linked.gateway.store.clone().close().await;
+    let (twice, mut late) =
+        (command(json!({ "kind": "report" })), command(json!({ "kind": "report" })));
+    late.expires_at = Timestamp::from_unix(now() - 1);
+    linked.send(&twice).await;
+    linked.send(&twice).await;
+    let first = linked.end.acknowledgements.recv().await.unwrap();
+    let is = |token: AckToken, packet| format!("{token:?}") == format!("{:?}", fake::token(packet));
+    assert!(is(first, 1));
+    linked.gateway.status().await;
+    assert!(linked.end.acknowledgements.try_recv().is_err(), "it is not on the disk");
+    linked.send(&late).await;
+    linked.told(late.id, CommandState::Expired).await;
+    assert!(is(linked.end.acknowledgements.recv().await.unwrap(), 3));
+}
