@@ -30,6 +30,9 @@ pub use read::{Arrived, NotForUs, read};
 /// Most commands of which there is a record.
 pub const MOST: usize = 256;
 
+/// In seconds.
+const DAY: u64 = 24 * 60 * 60;
+
 /// Longest message for people, in characters.
 const MAX_MESSAGE: usize = 300;
 
@@ -73,6 +76,9 @@ pub struct Kind {
     /// What it was about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// When it was too late for it, in seconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<u64>,
 }
 
 /// What a command gave.
@@ -171,6 +177,18 @@ fn about(action: &Action) -> Option<About<'_>> {
     }
 }
 
+/// The same of one that has ended, if it was about a workload or an artifact.
+fn about_kind(kind: &Kind) -> Option<About<'_>> {
+    let target = kind.target.as_deref()?;
+    match kind.kind.as_str() {
+        "start-workload" | "drain-workload" | "stop-workload" | "restart-workload" => {
+            Some(About::Workload(target))
+        }
+        "install-artifact" | "remove-artifact" => Some(About::Artifact(target)),
+        _ => None,
+    }
+}
+
 /// A command with its record. While it is open there is the command itself.
 #[derive(Clone, Debug)]
 struct Known {
@@ -240,7 +258,10 @@ impl Commands {
         let Some(mut changes) = self.room(now) else {
             let message = format!("{MOST} commands are open, or the fleet has no result of them");
             let all = CommandsRecord { forgotten: Some(id) };
-            let changes = vec![(RecordId::Commands, Some(Record::Commands(all)))];
+            let changes = match self.may_be_bar(id, now) {
+                true => vec![(RecordId::Commands, Some(Record::Commands(all)))],
+                false => Vec::new(),
+            };
             return Arrival::Refused(End::rejected("too-many", message), changes);
         };
         let mut record = CommandRecord {
@@ -255,7 +276,7 @@ impl Commands {
             result: Vec::new(),
             received: false,
         };
-        let kind = arrived.kind();
+        let kind = Kind { expires_at: Some(arrived.expires_at.unix()), ..arrived.kind() };
         let end = match &arrived.action {
             Err(end) => Some(end.clone()),
             Ok(action) => self.objection(&arrived, action, allowed, now),
@@ -316,10 +337,34 @@ impl Commands {
             about(&waiting.action).is_some_and(|it| Some(it) == about(action))
                 && other.made_at() > arrived.id.made_at()
         });
-        newer.map(|(other, _)| {
+        let newer = newer.map(|(other, _)| other).or_else(|| self.done_since(arrived.id, action));
+        newer.map(|other| {
             let message = format!("command {other} is newer");
             End::of(CommandState::Superseded, "", message)
         })
+    }
+
+    /// A newer one about the same that was done: what one brings about that was held back on its way
+    /// would undo it.
+    fn done_since(&self, id: CommandId, action: &Action) -> Option<CommandId> {
+        if !matches!(
+            action,
+            Action::StartWorkload { .. }
+                | Action::StopWorkload { .. }
+                | Action::DrainWorkload { .. }
+                | Action::InstallArtifact { .. }
+                | Action::RemoveArtifact { .. }
+        ) {
+            return None;
+        }
+        let mut newer = self.known.range(id..).filter(|(other, known)| {
+            known.record.state == CommandState::Succeeded && other.made_at() > id.made_at()
+        });
+        let same = |known: &Known| {
+            let kind: Kind = serde_json::from_slice(&known.record.command).unwrap_or_default();
+            about_kind(&kind).is_some_and(|it| Some(it) == about(action))
+        };
+        newer.find(|(_, known)| same(known)).map(|(other, _)| *other)
     }
 
     /// Those about the same that wait and are not newer.
@@ -334,20 +379,34 @@ impl Commands {
         })
     }
 
-    /// What makes room for another record; `None` if there is none to be made. What may go is what
-    /// the fleet holds the result of, and what ended so long ago that its command has expired
-    /// wherever it still lies. The oldest goes first, so that the bar for others stays low.
+    /// What makes room for another record; `None` if there is none to be made. What the fleet holds
+    /// the result of goes first. Else what has expired wherever its command still lies, or ended a day
+    /// ago: a fleet that sends no receipts must not make the gateway deaf. Of several the oldest goes,
+    /// so that the bar for others stays low.
     fn room(&self, now: u64) -> Option<Changes> {
         if self.known.len() < MOST {
             return Some(Vec::new());
         }
-        let (id, _) = self.known.iter().find(|(_, known)| {
-            let old = known.record.at.saturating_add(MAX_COMMAND_WAIT_SECONDS) <= now;
-            known.record.state.is_final() && (known.record.received || old)
-        })?;
+        let ended = |(id, known): &(&CommandId, &Known)| {
+            known.record.state.is_final() && self.may_be_bar(**id, now)
+        };
+        let is_late = |record: &CommandRecord| {
+            let kind: Kind = serde_json::from_slice(&record.command).unwrap_or_default();
+            record.at.saturating_add(DAY) <= now || kind.expires_at.is_some_and(|at| at <= now)
+        };
+        let mut all = self.known.iter().filter(ended);
+        let received = all.clone().find(|(_, known)| known.record.received);
+        let (id, _) = received.or_else(|| all.find(|(_, known)| is_late(&known.record)))?;
         let forgotten = self.forgotten.max(Some(*id));
         let all = Record::Commands(CommandsRecord { forgotten });
         Some(vec![(RecordId::Command(*id), None), (RecordId::Commands, Some(all))])
+    }
+
+    /// Whether others up to this id may be refused: one that was made in the future, by a clock that
+    /// was wrong, would keep out all that come after it.
+    fn may_be_bar(&self, id: CommandId, now: u64) -> bool {
+        let highest = self.known.keys().rev().find(|other| **other != id);
+        id.made_at().unix() <= now.saturating_add(DAY) || highest.is_some_and(|it| id < *it)
     }
 
     /// A command that waits is begun: to be stored before anything is done. `None` if it does not
@@ -377,7 +436,11 @@ impl Commands {
         if known.record.state.is_final() {
             return None;
         }
-        let kind = known.open.as_ref().map(|command| kind_of(&command.action)).unwrap_or_default();
+        let kind = known.open.as_ref().map(|command| Kind {
+            expires_at: Some(command.expires_at.unix()),
+            ..kind_of(&command.action)
+        });
+        let kind = kind.unwrap_or_default();
         let mut record = known.record.clone();
         finish(&mut record, end, &kind, now);
         Some((RecordId::Command(id), Some(Record::Command(record))))
@@ -484,13 +547,14 @@ impl Commands {
     }
 }
 
-fn expired(at: Timestamp) -> End {
+/// How one ends that was not begun in time.
+pub fn expired(at: Timestamp) -> End {
     End::of(CommandState::Expired, "", format!("it was not to be begun after {at}"))
 }
 
 /// A command's kind and what it is about.
 fn kind_of(action: &Action) -> Kind {
-    Kind { kind: action.kind().to_owned(), target: action.target() }
+    Kind { kind: action.kind().to_owned(), target: action.target(), expires_at: None }
 }
 
 fn finish(record: &mut CommandRecord, end: End, kind: &Kind, now: u64) {

@@ -18,12 +18,14 @@ mod results;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use coracle_core::budget::TrafficKind;
 use coracle_core::command::{
     self, Arrival, Arrived, Changes, CommandRecord, Commands, CommandsRecord, End, NotForUs,
 };
 use coracle_core::history::Now;
 use coracle_core::name::WorkloadName;
 use coracle_protocol::envelope::COMMAND_PAYLOAD_TYPE;
+use coracle_protocol::presence::OfflineReason;
 use coracle_protocol::topic::ReplyWord;
 use coracle_protocol::{CommandId, CommandState, Refusal};
 use tracing::info;
@@ -43,7 +45,7 @@ pub(super) use results::ToldOf;
 /// Most that could not be journalled and wait; the broker gives no more before one is acknowledged.
 const MOST_UNJOURNALLED: usize = 8;
 
-/// Most long ones that are done at once.
+/// Most operations, and most outputs, that go on at once.
 const AT_ONCE: usize = 4;
 
 /// Shortest time between two events that say that something was refused which is no command of ours.
@@ -91,8 +93,8 @@ pub(super) struct Doing {
 enum Active {
     /// An operation, by its number.
     Operation(u64),
-    /// Replicas of a workload are made anew; how it ends once they are.
-    Restart(WorkloadName, End),
+    /// Replicas of a workload are made anew; how it ends once they are, and until when they must be.
+    Restart(WorkloadName, End, Duration),
     /// Something is given.
     Output(Box<Sending>),
     /// The machine goes down; not after that moment.
@@ -145,21 +147,33 @@ impl Doing {
         self.active.values().any(|active| matches!(active, Active::Reboot(_)))
     }
 
+    /// The connection was lost.
+    pub(super) fn disconnected(&mut self) {
+        self.results.disconnected();
+    }
+
     /// When there is something to do if nothing happens.
     pub(super) fn due(&self) -> Option<Duration> {
         if self.again_at.is_some() {
             return self.again_at;
         }
-        let reboot = self.active.values().filter_map(|active| match active {
+        if self.active.values().any(|active| matches!(active, Active::Ended(_))) {
+            return Some(Duration::ZERO);
+        }
+        let deadlines = self.active.values().filter_map(|active| match active {
             Active::Reboot(until) => *until,
+            Active::Restart(_, _, until) => Some(*until),
             _ => None,
         });
-        reboot.chain(self.expires_at).chain(self.results.due()).min()
+        deadlines.chain(self.expires_at).chain(self.results.due()).min()
     }
 
-    fn long_ones(&self) -> usize {
-        let long = |active: &&Active| matches!(active, Active::Operation(_) | Active::Output(_));
-        self.active.values().filter(long).count()
+    fn operations(&self) -> usize {
+        self.active.values().filter(|active| matches!(active, Active::Operation(_))).count()
+    }
+
+    fn outputs(&self) -> usize {
+        self.active.values().filter(|active| matches!(active, Active::Output(_))).count()
     }
 
     /// An operation has ended: so has the command that had it begun.
@@ -235,7 +249,12 @@ impl<E: Execute> EventLoop<E> {
             now,
         );
         let (changes, refused) = match arrival {
-            Arrival::Known => (Changes::new(), None),
+            Arrival::Known => {
+                let now = self.clock.now().monotonic;
+                let within = self.may_send(TrafficKind::Reports, 1);
+                self.commands.results.replayed(id, within, now);
+                return self.acknowledge(Some(came.token));
+            }
             Arrival::New(changes) => (changes, None),
             Arrival::Refused(end, changes) => (changes, Some(end)),
         };
@@ -252,14 +271,27 @@ impl<E: Execute> EventLoop<E> {
     }
 
     /// Keeps a command that could not be stored. It is not acknowledged: should the agent end, the
-    /// broker gives it again.
+    /// broker gives it again. What came twice, and what it is too late for, holds up no others.
     fn journal_later(&mut self, came: Unjournalled) {
-        let waiting = &mut self.commands.unjournalled;
-        waiting.retain(|other| other.arrived.id != came.arrived.id);
-        if waiting.len() == MOST_UNJOURNALLED {
-            waiting.pop_front();
+        let now = self.clock.now().wall.as_secs();
+        let mut waiting = std::mem::take(&mut self.commands.unjournalled);
+        if let Some(at) = waiting.iter().position(|it| it.arrived.id == came.arrived.id) {
+            let earlier = waiting.remove(at);
+            self.acknowledge(earlier.map(|earlier| earlier.token));
         }
         waiting.push_back(came);
+        for waits in waiting {
+            if waits.arrived.expires_at.unix() <= now {
+                self.acknowledge(Some(waits.token));
+                let (id, end) = (waits.arrived.id, command::expired(waits.arrived.expires_at));
+                self.answer_without_record(id, end, waits.reply, waits.correlation);
+            } else {
+                self.commands.unjournalled.push_back(waits);
+            }
+        }
+        while self.commands.unjournalled.len() > MOST_UNJOURNALLED {
+            self.commands.unjournalled.pop_front();
+        }
     }
 
     /// Stores changes, then takes them over. What cannot be stored is tried again later.
@@ -339,26 +371,34 @@ impl<E: Execute> EventLoop<E> {
     }
 
     async fn end_those_that_have_ended(&mut self, now: Now) -> Result<(), ()> {
-        let doing = &mut self.commands;
-        for active in doing.active.values_mut() {
+        let mut stays = false;
+        for active in self.commands.active.values_mut() {
             match active {
                 Active::Output(sending) => {
                     if let Some(end) = sending.ended() {
                         *active = Active::Ended(end);
                     }
                 }
-                Active::Restart(name, end) if !self.history.has_stale(name) => {
+                Active::Restart(name, end, _) if !self.history.has_stale(name) => {
                     fault_point("command.done");
                     *active = Active::Ended(end.clone());
+                }
+                Active::Restart(name, _, until) if *until <= now.monotonic => {
+                    let message = format!("not all replicas of {name} have been made anew yet");
+                    *active = Active::Ended(End::failed("not-restarted", message));
                 }
                 Active::Reboot(Some(until)) if *until <= now.monotonic => {
                     let message = "the gateway was asked to boot anew, and did not";
                     *active = Active::Ended(End::failed("not-rebooted", message));
+                    stays = true;
                 }
                 _ => {}
             }
         }
-        let ended = doing.active.iter().filter_map(|(id, active)| match active {
+        if stays {
+            self.leave_for(OfflineReason::Shutdown);
+        }
+        let ended = self.commands.active.iter().filter_map(|(id, active)| match active {
             Active::Ended(end) => Some((*id, end.clone())),
             _ => None,
         });
@@ -423,12 +463,15 @@ impl<E: Execute> EventLoop<E> {
         let Some(active) = self.commands.active.get_mut(&id) else { return };
         match (active, done) {
             (Active::Output(sending), Done::Produced(produced)) => sending.produced(produced),
-            (active @ Active::Reboot(_), Done::Rebooted(result)) => {
-                *active = match result {
-                    Ok(()) => Active::Reboot(Some(now.monotonic + begin::REBOOT_PATIENCE)),
-                    Err(message) => Active::Ended(End::failed("reboot-failed", message)),
-                };
-            }
+            (active @ Active::Reboot(_), Done::Rebooted(result)) => match result {
+                Ok(()) => {
+                    *active = Active::Reboot(Some(now.monotonic + begin::REBOOT_PATIENCE));
+                }
+                Err(message) => {
+                    *active = Active::Ended(End::failed("reboot-failed", message));
+                    self.leave_for(OfflineReason::Shutdown);
+                }
+            },
             // Of a command that has been cancelled meanwhile.
             _ => {}
         }

@@ -75,13 +75,14 @@ impl<E: Execute> EventLoop<E> {
         let generation = self.in_force.generation;
         self.want(Wanted::Connected { generation, digest });
         self.ask_for_piece_again();
-        self.commands.tell_again();
+        self.tell_results_again();
         self.backlog_connected();
         self.health_connected();
     }
 
     pub(super) fn parcels_disconnected(&mut self) {
         self.parcels.connected = false;
+        self.commands.disconnected();
         self.backlog_disconnected();
         self.health_disconnected();
     }

@@ -427,12 +427,14 @@ pub(crate) mod fake {
         pub(crate) acknowledgements: mpsc::Receiver<AckToken>,
         pub(crate) parcels: mpsc::Receiver<Parcel>,
         pub(crate) presence: watch::Receiver<Option<Arc<[u8]>>>,
+        pub(crate) farewell: watch::Receiver<Option<Arc<[u8]>>>,
     }
 
     pub(crate) fn handle() -> (LinkHandle, OtherEnd) {
         let (ack_sender, acknowledgements) = mpsc::channel(ACKNOWLEDGEMENTS);
         let (presence_sender, presence) = watch::channel(None);
         let (reported_sender, _) = watch::channel(None);
+        let (farewell_sender, farewell) = watch::channel(None);
         let (parcel_sender, parcels) = mpsc::channel(PARCELS);
         let (hint_sender, _) = watch::channel(Hints::default());
         let handle = LinkHandle {
@@ -440,11 +442,11 @@ pub(crate) mod fake {
             presence: Arc::new(presence_sender),
             reported: Arc::new(reported_sender),
             parcels: parcel_sender,
-            farewell: Arc::new(watch::channel(None).0),
+            farewell: Arc::new(farewell_sender),
             hints: Arc::new(hint_sender),
             meter: Arc::default(),
         };
-        (handle, OtherEnd { acknowledgements, parcels, presence })
+        (handle, OtherEnd { acknowledgements, parcels, presence, farewell })
     }
 
     pub(crate) fn token(packet: u16) -> AckToken {

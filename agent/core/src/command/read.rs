@@ -31,7 +31,7 @@ impl Arrived {
     pub(super) fn kind(&self) -> Kind {
         match &self.action {
             Ok(action) => kind_of(action),
-            Err(_) => Kind { kind: self.said.clone(), target: None },
+            Err(_) => Kind { kind: self.said.clone(), ..Kind::default() },
         }
     }
 }

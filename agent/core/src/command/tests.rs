@@ -147,6 +147,34 @@ fn a_command_that_is_known_is_not_taken_in_again() {
 }
 
 #[test]
+fn one_that_was_held_back_does_not_undo_what_a_newer_one_did() {
+    let of = |kind: &str, name: &str| match kind {
+        "install-artifact" | "remove-artifact" => json!({ "kind": kind, "artifact": name }),
+        _ => json!({ "kind": kind, "workload": name }),
+    };
+    let artifact = "install-artifact";
+    for (newer, second, older, wanted) in [
+        (of("start-workload", "web"), 900, of("stop-workload", "web"), "superseded"),
+        (of("restart-workload", "web"), 900, of("drain-workload", "web"), "superseded"),
+        (of("start-workload", "web"), 901, of("stop-workload", "web"), "accepted"),
+        (of("start-workload", "web"), 900, of("stop-workload", "db"), "accepted"),
+        (of("start-workload", "web"), 900, of("restart-workload", "web"), "accepted"),
+        (of("read-logs", "web"), 900, of("stop-workload", "web"), "accepted"),
+        (of(artifact, "a:b:1"), 900, of("remove-artifact", "a:b:1"), "superseded"),
+    ] {
+        for (end, wanted) in [(End::succeeded(""), wanted), (End::failed("x", ""), "accepted")] {
+            let mut world = World::default();
+            world.arrive(arrived(id(901, 1), 2000, newer.clone()), 1000);
+            let change = world.commands.end(id(901, 1), end, 1000).unwrap();
+            world.both(&vec![change]);
+            world.arrive(arrived(id(second, 2), 2000, older.clone()), 1000);
+            let state = world.commands.record(id(second, 2)).unwrap().state;
+            assert_eq!(format!("{state:?}").to_lowercase(), wanted, "{older} after {newer}");
+        }
+    }
+}
+
+#[test]
 fn records_are_bounded_and_what_is_forgotten_is_not_done_again() {
     let mut world = World::default();
     let list = |second| arrived(id(second, 0), 9000, json!({ "kind": "list-artifacts" }));
@@ -174,13 +202,44 @@ fn records_are_bounded_and_what_is_forgotten_is_not_done_again() {
     assert_eq!(end.reason, "forgotten");
     assert_eq!(world.arrive(list(4), 1000), Arrival::Known);
 
-    // What ended a month ago goes as well: its command has expired wherever it lies.
+    // Without a receipt it goes a day after its end.
     let change = world.commands.end(id(7, 0), End::succeeded(""), 1001).unwrap();
     world.both(&vec![change]);
-    let month = 1001 + MAX_COMMAND_WAIT_SECONDS;
-    assert!(matches!(world.arrive(list(late + 3), month - 1), Arrival::Refused(..)));
-    let new = arrived(id(month, 1), month + 1, json!({ "kind": "list-artifacts" }));
-    assert!(matches!(world.arrive(new, month), Arrival::New(_)));
+    let kind = Kind { expires_at: Some(u64::MAX), ..Kind::default() };
+    world.commands.known.get_mut(&id(7, 0)).unwrap().record.command = json(&kind);
+    let day = 1001 + DAY;
+    let new = |second| arrived(id(second, 1), day + 9, json!({ "kind": "list-artifacts" }));
+    assert!(matches!(world.arrive(new(day - 2), day - 1), Arrival::Refused(..)));
+    assert!(matches!(world.arrive(new(day), day), Arrival::New(_)));
+    assert_eq!(world.commands.known.len(), MOST);
+
+    // Or when it has expired.
+    let change = world.commands.end(id(9, 0), End::succeeded(""), day).unwrap();
+    world.both(&vec![change]);
+    assert!(matches!(world.arrive(new(day + 1), day), Arrival::New(_)));
+    assert_eq!(world.commands.record(id(9, 0)), None);
+}
+
+#[test]
+fn one_from_the_future_does_not_keep_out_others() {
+    let list = |second| arrived(id(second, 0), second + 9000, json!({ "kind": "list-artifacts" }));
+    let far = 1000 + 2 * DAY;
+    let mut world = World::default();
+    for second in (1..MOST as u64).chain([far]) {
+        assert!(matches!(world.arrive(list(second), 1000), Arrival::New(_)));
+    }
+    let end = |world: &mut World, id| {
+        let change = world.commands.end(id, End::succeeded(""), 1001).unwrap();
+        world.both(&vec![change]);
+        world.both(&world.commands.received(&[id]));
+    };
+    // Neither by being refused nor by being forgotten.
+    let Arrival::Refused(too_many, changes) = world.arrive(list(far + 1), 1000) else { panic!() };
+    assert_eq!((too_many.reason, changes.len()), ("too-many", 0));
+    end(&mut world, id(far, 0));
+    assert!(matches!(world.arrive(list(1000), 1000), Arrival::Refused(..)));
+    end(&mut world, id(5, 0));
+    assert!(matches!(world.arrive(list(1001), 1000), Arrival::New(_)));
     assert_eq!(world.commands.known.len(), MOST);
 }
 

@@ -35,6 +35,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// How long the machine may take to go down.
 pub(super) const REBOOT_PATIENCE: Duration = Duration::from_secs(300);
 
+/// How long the replicas of a workload may take to be made anew.
+const RESTART_PATIENCE: Duration = Duration::from_secs(600);
+
 impl<E: Execute> EventLoop<E> {
     /// Commands that an earlier agent had begun: what is there says how they ended.
     pub(super) async fn settle_commands(&mut self) -> Result<(), ()> {
@@ -102,6 +105,15 @@ impl<E: Execute> EventLoop<E> {
             }
             Action::InstallArtifact { .. } | Action::RemoveArtifact { .. } => {
                 self.begin_long_for(id, &action).await
+            }
+            // What gives something is made when there is room for it, and not at each look before.
+            Action::ListArtifacts {}
+            | Action::ReadLogs(_)
+            | Action::FollowLogs { .. }
+            | Action::CollectDiagnostics {}
+                if self.commands.outputs() >= AT_ONCE =>
+            {
+                Ok(())
             }
             Action::ListArtifacts {} => self.list_for(id).await,
             Action::ReadLogs(query) => {
@@ -195,7 +207,8 @@ impl<E: Execute> EventLoop<E> {
         }
         if operation == Operation::Restart {
             // It has ended when nothing is left of what was there: the wish alone dies with the agent.
-            self.commands.active.insert(id, Active::Restart(name, end));
+            let until = self.clock.now().monotonic + RESTART_PATIENCE;
+            self.commands.active.insert(id, Active::Restart(name, end, until));
             fault_point("command.doing");
             return Ok(());
         }
@@ -215,7 +228,7 @@ impl<E: Execute> EventLoop<E> {
         // What is there is not known before a look.
         let knows = self.observed.containers.is_some();
         if !knows
-            || self.commands.long_ones() >= AT_ONCE
+            || self.commands.operations() >= AT_ONCE
             || !self.operations.is_free(&work.target())
         {
             return Ok(());
@@ -263,9 +276,6 @@ impl<E: Execute> EventLoop<E> {
             Ok(wanted) => wanted,
             Err(message) => return self.end_command(id, End::rejected("malformed", message)).await,
         };
-        if self.commands.long_ones() >= AT_ONCE {
-            return Ok(());
-        }
         self.note_begun(id).await?;
         self.commands.active.insert(id, Active::Output(Box::new(Sending::new(source, lease))));
         fault_point("command.doing");
@@ -283,7 +293,7 @@ impl<E: Execute> EventLoop<E> {
                 }
                 return Ok(());
             }
-            Some(Active::Output(_)) => true,
+            Some(Active::Output(_) | Active::Restart(..)) => true,
             _ => false,
         };
         let waits = self.command_state(target) == Some(CommandState::Accepted) && target != id;

@@ -124,32 +124,33 @@ impl<E: Execute> EventLoop<E> {
         }
     }
 
-    /// The next piece. Without a budget for it, it waits for the next day.
+    /// The next piece. What there is no budget for ends: it would hold up others until the next day.
     pub(in crate::event_loop) fn next_output(&mut self) -> Option<(Freight, Parcel)> {
-        let has_output = |active: &Active| match active {
-            Active::Output(sending) => !sending.pending.is_empty(),
-            _ => false,
-        };
-        if !self.commands.active.values().any(has_output)
-            || !self.may_send(TrafficKind::Logs, MAX_PIECE_BYTES)
-        {
-            return None;
-        }
         let most = self.parcels.packet_limit.saturating_sub(HEAD_BYTES).clamp(1, MAX_PIECE_BYTES);
         // Each has its turn: what was sent last comes last.
         let last = self.commands.last_output;
-        let sendings = self.commands.active.iter().filter_map(|(id, active)| match active {
-            Active::Output(sending) if !sending.pending.is_empty() => Some((*id, sending)),
-            _ => None,
-        });
-        let (id, sending) = sendings.min_by_key(|(id, _)| (Some(*id) <= last, *id))?;
-        let bytes = &sending.pending[..sending.pending.len().min(most)];
-        let head = OutputPiece { command: id, offset: sending.offset };
-        let payload = piece::encode(&head, bytes);
-        let freight = Freight::Output(id, bytes.len());
-        self.commands.last_output = Some(id);
-        fault_point("command.giving");
-        Some((freight, parcel(Kind::Output, payload)))
+        loop {
+            let sendings = self.commands.active.iter().filter_map(|(id, active)| match active {
+                Active::Output(sending) if !sending.pending.is_empty() => {
+                    Some((*id, sending.pending.len().min(most)))
+                }
+                _ => None,
+            });
+            let (id, bytes) = sendings.min_by_key(|(id, _)| (Some(*id) <= last, *id))?;
+            let allowed = self.may_send(TrafficKind::Logs, bytes);
+            let active = self.commands.active.get_mut(&id)?;
+            let Active::Output(sending) = active else { return None };
+            if !allowed {
+                let message = "the link's budget for today does not allow it";
+                *active = Active::Ended(End::failed("over-budget", message));
+                continue;
+            }
+            let head = OutputPiece { command: id, offset: sending.offset };
+            let payload = piece::encode(&head, &sending.pending[..bytes]);
+            self.commands.last_output = Some(id);
+            fault_point("command.giving");
+            return Some((Freight::Output(id, bytes), parcel(Kind::Output, payload)));
+        }
     }
 
     pub(in crate::event_loop) fn on_piece(

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+use coracle_core::budget::TrafficKind;
 use coracle_core::command::{Commands, End};
 use coracle_core::history::Now;
 use coracle_protocol::command::CommandProgress;
@@ -24,10 +25,16 @@ use crate::link::{Delivery, Parcel};
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// Longest such pause.
-const MAX_PAUSE: Duration = Duration::from_secs(3600);
+const MAX_PAUSE: Duration = Duration::from_secs(24 * 3600);
+
+/// Until it is looked again whether the budget allows to send something again.
+const OVER_BUDGET: Duration = Duration::from_secs(3600);
 
 /// Between two words about how far a command is.
 const PROGRESS: Duration = Duration::from_secs(5);
+
+/// Shortest time between two answers to the same command that comes again.
+const REPLAYS_APART: Duration = Duration::from_secs(60);
 
 /// Answers without a record that wait; the oldest goes.
 const MOST_ANSWERS: usize = 16;
@@ -49,8 +56,14 @@ pub(super) struct Results {
     due: BTreeSet<CommandId>,
     /// Final results that were told: when again, and the pause after that.
     again: BTreeMap<CommandId, (Duration, Duration)>,
+    /// Those whose state, as it is, was told by this agent.
+    told: BTreeSet<CommandId>,
+    /// When those were answered that came again, within the last minute.
+    replayed: BTreeMap<CommandId, Duration>,
     answers: VecDeque<Answer>,
     progress: BTreeMap<CommandId, CommandProgress>,
+    /// How far those under way were when that was noted last.
+    far: BTreeMap<CommandId, CommandProgress>,
     progress_at: Option<Duration>,
 }
 
@@ -68,16 +81,34 @@ impl Results {
         self.due.insert(id);
     }
 
+    /// A command that is known has come again: its state is told again, but one that was told already
+    /// not as often as somebody can send it, and not when the budget is used up.
+    pub(super) fn replayed(&mut self, id: CommandId, within: bool, now: Duration) {
+        self.replayed.retain(|_, at| now < *at + REPLAYS_APART);
+        if self.told.contains(&id) {
+            if !within || self.replayed.contains_key(&id) {
+                return;
+            }
+            self.replayed.insert(id, now);
+        }
+        self.due.insert(id);
+    }
+
     /// The record of a command has changed.
     pub(super) fn changed(&mut self, id: CommandId, commands: &Commands) {
+        self.again.remove(&id);
         match commands.record(id) {
             Some(record) if !record.received => {
-                self.again.remove(&id);
+                self.told.remove(&id);
                 self.due.insert(id);
             }
-            _ => {
+            Some(_) => {
+                self.told.insert(id);
                 self.due.remove(&id);
-                self.again.remove(&id);
+            }
+            None => {
+                self.told.remove(&id);
+                self.due.remove(&id);
             }
         }
     }
@@ -86,21 +117,36 @@ impl Results {
         self.answers.retain(|answer| answer.result.command != id);
     }
 
+    /// Nothing is to be done at a time any more: at the next connection all is told anew.
+    pub(super) fn disconnected(&mut self) {
+        self.again.clear();
+        self.progress_at = None;
+    }
+
     pub(super) fn due(&self) -> Option<Duration> {
         self.again.values().map(|(at, _)| *at).chain(self.progress_at).min()
     }
 }
 
-impl super::Doing {
-    /// A connection was made: all that the fleet may not know is told.
-    pub(in crate::event_loop) fn tell_again(&mut self) {
-        self.results.again.clear();
-        self.results.due = self.commands.untold().collect();
-    }
-}
-
 impl<E: Execute> EventLoop<E> {
-    /// Answers a command that there is no record of, once.
+    /// A connection was made: all that the fleet may not know is told. Without a budget for reports
+    /// only what was not told yet.
+    pub(in crate::event_loop) fn tell_results_again(&mut self) {
+        let now = self.clock.now().monotonic;
+        let within = self.may_send(TrafficKind::Reports, 1);
+        let Results { due, again, told, .. } = &mut self.commands.results;
+        again.clear();
+        due.clear();
+        for id in self.commands.commands.untold() {
+            if within || !told.contains(&id) {
+                due.insert(id);
+            } else {
+                again.insert(id, (now + OVER_BUDGET, PAUSE));
+            }
+        }
+    }
+
+    /// Answers a command that there is no record of, until the answer has arrived.
     pub(super) fn answer_without_record(
         &mut self,
         id: CommandId,
@@ -121,6 +167,7 @@ impl<E: Execute> EventLoop<E> {
             output: None,
         };
         let answers = &mut self.commands.results.answers;
+        answers.retain(|answer| answer.result.command != id);
         if answers.len() == MOST_ANSWERS {
             answers.pop_front();
         }
@@ -129,22 +176,27 @@ impl<E: Execute> EventLoop<E> {
 
     /// Notes how far those are that are watched, every few seconds while there is a connection.
     pub(super) fn show_progress(&mut self, now: Now) {
-        let doing = &mut self.commands;
-        let again = &mut doing.results.again;
+        let again = &self.commands.results.again;
         let late: Vec<_> =
             again.iter().filter(|(_, (at, _))| *at <= now.monotonic).map(|(id, _)| *id).collect();
+        let within = late.is_empty() || self.may_send(TrafficKind::Reports, 1);
+        let doing = &mut self.commands;
         for id in late {
-            // Its pause is doubled when it has gone.
-            doing.results.due.insert(id);
-            if let Some((at, pause)) = again.get_mut(&id) {
+            let Some((at, pause)) = doing.results.again.get_mut(&id) else { continue };
+            if within {
+                // Its pause is doubled when it has gone.
+                doing.results.due.insert(id);
                 *at = now.monotonic + *pause;
+            } else {
+                *at = now.monotonic + OVER_BUDGET;
             }
         }
         let operations = doing.active.iter().filter_map(|(id, active)| match active {
             Active::Operation(number) => Some((*id, *number)),
             _ => None,
         });
-        let operations: Vec<_> = operations.collect();
+        let operations: BTreeMap<_, _> = operations.collect();
+        doing.results.far.retain(|id, _| operations.contains_key(id));
         if operations.is_empty() || !self.parcels.connected {
             doing.results.progress_at = None;
             doing.results.progress.clear();
@@ -155,23 +207,29 @@ impl<E: Execute> EventLoop<E> {
             return;
         }
         *due = now.monotonic + PROGRESS;
+        if !self.may_send(TrafficKind::Reports, 1) {
+            return;
+        }
+        let results = &mut self.commands.results;
         for (id, number) in operations {
-            if let Some(progress) = self.operations.progress(number) {
-                let progress = CommandProgress {
-                    phase: operations::phase(progress.phase).to_owned(),
-                    bytes_done: progress.bytes_done,
-                    bytes_total: progress.bytes_total,
-                };
-                doing.results.progress.insert(id, progress);
+            let Some(progress) = self.operations.progress(number) else { continue };
+            let progress = CommandProgress {
+                phase: operations::phase(progress.phase).to_owned(),
+                bytes_done: progress.bytes_done,
+                bytes_total: progress.bytes_total,
+            };
+            if results.far.insert(id, progress.clone()).as_ref() != Some(&progress) {
+                results.progress.insert(id, progress);
             }
         }
     }
 
     pub(in crate::event_loop) fn next_result(&mut self) -> Option<(Freight, Parcel)> {
         let results = &mut self.commands.results;
-        if let Some(answer) = results.answers.pop_front() {
-            let told = ToldOf::Answer(answer.result.command);
-            let parcel = told_parcel(&answer.result, answer.reply, answer.correlation, true);
+        // It is forgotten when it has gone.
+        if let Some(Answer { result, reply, correlation }) = results.answers.front() {
+            let told = ToldOf::Answer(result.command);
+            let parcel = told_parcel(result, reply.clone(), correlation.clone(), true);
             return Some((Freight::Result(told), parcel));
         }
         while let Some(id) = results.due.pop_first() {
@@ -203,7 +261,13 @@ impl<E: Execute> EventLoop<E> {
     }
 
     pub(in crate::event_loop) fn on_result(&mut self, told: ToldOf, delivery: &Delivery) {
-        let ToldOf::State(id, state) = told else { return };
+        let (id, state) = match told {
+            ToldOf::State(id, state) => (id, state),
+            ToldOf::Answer(id) if *delivery != Delivery::Lost => {
+                return self.commands.results.forget_answer(id);
+            }
+            ToldOf::Answer(_) | ToldOf::Progress => return,
+        };
         fault_point("command.told");
         let now = self.clock.now().monotonic;
         let record = self.commands.commands.record(id);
@@ -215,10 +279,11 @@ impl<E: Execute> EventLoop<E> {
         match delivery {
             Delivery::Lost => drop(results.due.insert(id)),
             Delivery::Done | Delivery::Refused(_) => {
+                results.told.insert(id);
                 if let Delivery::Refused(reason) = delivery {
                     warn!(command = %id, reason, "a result could not be published");
                 }
-                if state.is_final() {
+                if state.is_final() && self.parcels.connected {
                     let pause = results.again.get(&id).map_or(PAUSE, |(_, pause)| *pause);
                     results.again.insert(id, (now + pause, (pause * 2).min(MAX_PAUSE)));
                 }
@@ -235,4 +300,19 @@ fn told_parcel(
 ) -> Parcel {
     let payload = serde_json::to_vec(result).expect("results are plain structs");
     Parcel { reply, correlation, acknowledged, ..parcel(Kind::Results, payload) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_connection_nothing_is_due() {
+        let id = CommandId::new(Timestamp::from_unix(9));
+        let mut results = Results { progress_at: Some(PROGRESS), ..Results::default() };
+        results.again.insert(id, (PAUSE, PAUSE));
+        assert_eq!(results.due(), Some(PROGRESS));
+        results.disconnected();
+        assert_eq!(results.due(), None);
+    }
 }

@@ -27,12 +27,13 @@ struct Start {
     policy: Policy,
     boot_id: &'static str,
     reboot: RebootConfig,
+    caps: Caps,
 }
 
 impl Default for Start {
     fn default() -> Self {
         let (policy, boot_id) = (Policy::default(), "first");
-        Self { policy, boot_id, reboot: RebootConfig::default() }
+        Self { policy, boot_id, reboot: RebootConfig::default(), caps: Caps::default() }
     }
 }
 
@@ -57,10 +58,14 @@ fn command(json: Value) -> Command {
 
 impl Linked {
     async fn start() -> Self {
+        Self::start_as(Start::default()).await
+    }
+
+    async fn start_as(start: Start) -> Self {
         let (runtime, events) = FakeRuntime::new();
         let hands = Hands { runtime, shelf: Arc::default() };
         hands.runtime.connect();
-        Self::start_in(tempfile::tempdir().unwrap(), hands, events, Start::default()).await
+        Self::start_in(tempfile::tempdir().unwrap(), hands, events, start).await
     }
 
     async fn start_in(
@@ -74,6 +79,7 @@ impl Linked {
         let talk = Talk {
             link: Some((link, link_events)),
             policy: start.policy,
+            caps: start.caps,
             boot_id: start.boot_id.into(),
             means: Means { reboot: start.reboot, configuration: "state_dir".into() },
             ..Talk::default()
@@ -302,6 +308,11 @@ async fn a_result_is_told_until_the_fleet_says_that_it_holds_it() {
     // The same command again is answered, and not done again.
     linked.send(&report).await;
     linked.told(report.id, CommandState::Succeeded).await;
+    // But not as often as somebody sends it.
+    for _ in 0..20 {
+        linked.send(&report).await;
+        assert_eq!(linked.waiting().await, None);
+    }
     linked.receive(&[report.id]).await;
     while linked.listed().await[0] != ("report".into(), CommandState::Succeeded, "".into(), true) {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -328,6 +339,28 @@ async fn what_is_lost_on_the_way_is_sent_again() {
         |parcel: &Parcel| serde_json::from_slice::<CommandResult>(&parcel.payload).unwrap().state;
     assert_eq!((state(&first), state(&again)), (CommandState::Succeeded, CommandState::Succeeded));
     assert_ne!(first.ticket, again.ticket);
+    linked.deliver(&again, Delivery::Done).await;
+    // Also what there is no record of. (Those that are open leave no room.)
+    linked.hang_long();
+    for n in 0..coracle_core::command::MOST - 1 {
+        let action = json!({ "kind": "install-artifact", "artifact": format!("a:b:{n}") });
+        linked.send(&command(action)).await;
+    }
+    let late = command(json!({ "kind": "report" }));
+    linked.send(&late).await;
+    let mut lost = false;
+    loop {
+        let parcel = linked.undelivered().await;
+        let told: Option<CommandResult> = serde_json::from_slice(&parcel.payload).ok();
+        let is_late = told.is_some_and(|told| told.command == late.id);
+        let delivery = if is_late && !lost { Delivery::Lost } else { Delivery::Done };
+        linked.deliver(&parcel, delivery).await;
+        match (is_late, lost) {
+            (true, true) => break,
+            (true, false) => lost = true,
+            (false, _) => assert!(!lost, "it comes first: {parcel:?}"),
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -392,7 +425,8 @@ async fn artifacts_are_installed_listed_and_removed_and_progress_is_told() {
         let running = listed.iter().filter(|it| it.1 == CommandState::Running).count();
         assert!(running <= 4, "{listed:?}");
     }
-    assert!(progress <= 12, "{progress}");
+    // It is told when it has changed.
+    assert!(progress <= 6, "{progress}");
     let list = linked.done(json!({ "kind": "list-artifacts" })).await;
     let text = match list.result {
         Some(result) => result.to_string(),
@@ -448,15 +482,11 @@ fn rebooting(program: &str, boot_id: &'static str) -> Start {
     let mut policy = Policy::default();
     policy.commands.insert("reboot");
     let reboot = RebootConfig { program: program.into(), arguments: Vec::new() };
-    Start { policy, boot_id, reboot }
+    Start { policy, boot_id, reboot, ..Start::default() }
 }
 
 async fn start_rebooting(program: &str) -> Linked {
-    let (runtime, events) = FakeRuntime::new();
-    let hands = Hands { runtime, shelf: Arc::default() };
-    hands.runtime.connect();
-    let place = tempfile::tempdir().unwrap();
-    Linked::start_in(place, hands, events, rebooting(program, "first")).await
+    Linked::start_as(rebooting(program, "first")).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -491,6 +521,10 @@ async fn a_reboot_that_cannot_be_had_is_told_and_one_that_is_not_allowed_is_not_
     let told = linked.ends(json!({ "kind": "reboot" }), CommandState::Failed).await;
     assert_eq!(told.reason.as_deref(), Some("reboot-failed"), "{told:?}");
     assert!(told.message.unwrap().contains("/bin/false failed"));
+    // Should the agent end later, it does so for another reason.
+    let farewell = linked.end.farewell.borrow().clone().unwrap();
+    let farewell = String::from_utf8_lossy(&farewell).into_owned();
+    assert!(farewell.contains("\"shutdown\"") && !farewell.contains("\"reboot\""), "{farewell}");
     let mut linked = linked.restart(Start::default()).await;
     let told = linked.ends(json!({ "kind": "reboot" }), CommandState::Rejected).await;
     assert_eq!(told.reason.as_deref(), Some("not-allowed"));
@@ -567,4 +601,74 @@ async fn what_waits_expires_is_cancelled_or_makes_room_for_what_is_newer() {
     late.expires_at = Timestamp::from_unix(now() - 1);
     linked.send(&late).await;
     linked.told(late.id, CommandState::Expired).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn output_that_no_budget_is_left_for_ends_and_holds_up_nothing() {
+    let caps = Caps { total: None, kinds: BTreeMap::from([(TrafficKind::Logs, 20)]) };
+    let mut linked = Linked::start_as(Start { caps, ..Start::default() }).await;
+    for _ in 0..5 {
+        let told = json!({ "kind": "collect-diagnostics" });
+        let told = linked.ends(told, CommandState::Failed).await;
+        assert_eq!(told.reason.as_deref(), Some("over-budget"));
+    }
+    assert!(linked.output.is_empty());
+    linked.done(json!({ "kind": "install-artifact", "artifact": "a:b:1" })).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_that_does_not_come_about_ends_and_can_be_cancelled() {
+    let mut linked = Linked::start().await;
+    assert!(linked.gateway.order(1, &[("web", "web")]).await.accepted);
+    linked.gateway.converged(1).await;
+    linked.gateway.hands.runtime.hang_stops(&id("web"), true);
+    let restart = json!({ "kind": "restart-workload", "workload": "web" });
+    let first = command(restart.clone());
+    linked.send(&first).await;
+    linked.told(first.id, CommandState::Running).await;
+    linked.done(json!({ "kind": "cancel", "command": first.id })).await;
+    let all = linked.gateway.ask(Call::Commands).await.commands;
+    let cancelled = all.iter().find(|it| it.id == first.id.to_string()).unwrap();
+    assert_eq!(cancelled.reason.as_deref(), Some("cancelled"));
+    let begun = crate::clock::runtime_now();
+    let told = linked.ends(restart, CommandState::Failed).await;
+    assert_eq!(told.reason.as_deref(), Some("not-restarted"));
+    assert!((600..605).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_budget_results_are_told_once_and_progress_is_not() {
+    let caps = Caps { total: None, kinds: BTreeMap::from([(TrafficKind::Reports, 0)]) };
+    let mut linked = Linked::start_as(Start { caps, ..Start::default() }).await;
+    let install = command(json!({ "kind": "install-artifact", "artifact": "a:b:1" }));
+    linked.send(&install).await;
+    linked.told(install.id, CommandState::Succeeded).await;
+    assert!(linked.told.iter().all(|told| told.progress.is_none()), "{:?}", linked.told);
+    linked.send(&install).await;
+    linked.connect().await;
+    assert_eq!(linked.parcel().await.kind, Kind::Requests);
+    for _ in 0..5000 {
+        assert_eq!(linked.waiting().await, None);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_cannot_be_written_holds_up_neither_what_comes_twice_nor_what_is_too_late() {
+    let mut linked = Linked::start().await;
+    linked.gateway.status().await;
+    linked.gateway.store.clone().close().await;
+    let (twice, mut late) =
+        (command(json!({ "kind": "report" })), command(json!({ "kind": "report" })));
+    late.expires_at = Timestamp::from_unix(now() - 1);
+    linked.send(&twice).await;
+    linked.send(&twice).await;
+    let first = linked.end.acknowledgements.recv().await.unwrap();
+    let is = |token: AckToken, packet| format!("{token:?}") == format!("{:?}", fake::token(packet));
+    assert!(is(first, 1));
+    linked.gateway.status().await;
+    assert!(linked.end.acknowledgements.try_recv().is_err(), "it is not on the disk");
+    linked.send(&late).await;
+    linked.told(late.id, CommandState::Expired).await;
+    assert!(is(linked.end.acknowledgements.recv().await.unwrap(), 3));
 }
