@@ -94,7 +94,9 @@ pub fn importance(kind: &str) -> Importance {
         // Presence says so.
         "link-up" => Importance::Chatter,
         // They follow from an order, and the report shows what came of it.
-        "refreshed" | "adjusted" | "image-removed" | "artifact-removed" => Importance::Chatter,
+        "refreshed" | "adjusted" | "image-removed" | "artifact-removed" | "order-pointed-to" => {
+            Importance::Chatter
+        }
         "order-accepted" | "order-refused" | "rolled-back" | "command-refused"
         | "store-trouble" => Importance::Important,
         _ => Importance::Ordinary,
