@@ -107,6 +107,8 @@ pub fn importance(kind: &str) -> Importance {
 struct Kept {
     record: EventRecord,
     important: bool,
+    /// The fleet may know of it: it was given to the link, by this agent or perhaps by one before.
+    given: bool,
     /// It is in the store, or on its way there.
     stored: bool,
     /// A broker has taken it on this connection or an earlier one.
@@ -170,7 +172,7 @@ impl Backlog {
         let durable = record.is_some() && writable;
         let kept = |record: EventRecord| {
             let important = importance(&record.kind) == Importance::Important;
-            Kept { record, important, stored: true, sent: false, tries: 0 }
+            Kept { record, important, given: true, stored: true, sent: false, tries: 0 }
         };
         let mut backlog = Self {
             stream: if durable { known.stream } else { fresh },
@@ -232,7 +234,8 @@ impl Backlog {
         };
         let sequence = self.next;
         self.next = self.next.saturating_add(1);
-        let kept = Kept { record, important, stored: false, sent: false, tries: 0 };
+        let kept =
+            Kept { record, important, given: false, stored: false, sent: false, tries: 0 };
         self.events.insert(sequence, kept);
         if self.events.len() > MOST {
             self.drop_one();
@@ -335,6 +338,11 @@ impl Backlog {
         if sequences.is_empty() {
             return None;
         }
+        for sequence in &sequences {
+            if let Some(kept) = self.events.get_mut(sequence) {
+                kept.given = true;
+            }
+        }
         if again {
             self.resending = true;
             self.resend_at = Some(now + self.next_pause());
@@ -361,13 +369,15 @@ impl Backlog {
         pause
     }
 
-    /// The fleet holds these.
+    /// The fleet holds these. It cannot hold what was never sent: nobody signs receipts, so a broker
+    /// could claim any.
     pub fn received(&mut self, received: &ReceivedEvents, now: Duration) {
         if received.stream != hexadecimal(&self.stream) {
             return;
         }
         let held = |at: &u64| received.sequences.iter().any(|(a, b)| (a..=b).contains(&at));
-        let held: Vec<_> = self.events.keys().copied().filter(held).collect();
+        let given = self.events.iter().filter(|(_, kept)| kept.given).map(|(at, _)| *at);
+        let held: Vec<_> = given.filter(held).collect();
         if held.is_empty() {
             return;
         }

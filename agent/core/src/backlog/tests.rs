@@ -110,6 +110,26 @@ fn receipts_of_another_stream_say_nothing() {
 }
 
 #[test]
+fn receipts_for_what_was_never_sent_say_nothing() {
+    let mut backlog = empty();
+    backlog.connected(seconds(0), seconds(30));
+    add(&mut backlog, 0, "started", "");
+    add(&mut backlog, 0, "order-accepted", "");
+    // A broker took it, and the connection was lost before it said so.
+    let batch = backlog.batch(gateway(), LIMIT, seconds(0)).unwrap();
+    assert_eq!(batch.sequences, [2]);
+    add(&mut backlog, 0, "order-accepted", "");
+    receipt(&mut backlog, 1, &[(0, u64::MAX)]);
+    assert_eq!(backlog.events.keys().copied().collect::<Vec<_>>(), [1, 3]);
+    // What an agent before this one sent is not known.
+    let record = BacklogRecord { stream: [7; 16], next: 100, dropped: 0 };
+    let events = backlog.events.iter().map(|(at, kept)| (*at, kept.record.clone())).collect();
+    let mut backlog = Backlog::restore(Some(record), events, [8; 16], true);
+    receipt(&mut backlog, 1, &[(3, 3)]);
+    assert_eq!(backlog.events.keys().copied().collect::<Vec<_>>(), [1]);
+}
+
+#[test]
 fn when_full_the_oldest_that_matter_least_go_and_are_counted() {
     let mut backlog = empty();
     add(&mut backlog, 0, "started", "");
@@ -161,6 +181,8 @@ fn flash_is_written_at_once_for_what_matters_and_else_with_others() {
     assert_eq!(write(&mut backlog), []);
     // What the fleet has before it is written never is.
     add(&mut backlog, 40, "started", "");
+    backlog.connected(seconds(40), seconds(0));
+    assert_eq!(sent(&mut backlog, 40).len(), 4);
     receipt(&mut backlog, 41, &[(4, 4)]);
     assert_eq!(write(&mut backlog), []);
     receipt(&mut backlog, 42, &[(1, 2)]);
