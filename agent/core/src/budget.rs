@@ -77,6 +77,8 @@ impl Bytes {
 pub struct UsageRecord {
     /// The day that it is of: days since the Unix epoch, by the wall clock.
     pub day: u64,
+    /// How much of that day the agent has run, in seconds.
+    pub elapsed: u64,
     /// By kind, in the order of [`TrafficKind`].
     pub kinds: Vec<(TrafficKind, Bytes)>,
 }
@@ -126,20 +128,23 @@ pub struct Usage {
     used: BTreeMap<TrafficKind, Bytes>,
     /// Sums of the counters when they were last taken in.
     counted: BTreeMap<TrafficKind, Bytes>,
-    /// When the day began for us, by the monotonic clock.
-    began: Duration,
+    /// How long this day has been counted, over all lives of the agent.
+    elapsed: Duration,
+    /// When this was last called, by the monotonic clock.
+    seen: Option<Duration>,
 }
 
 impl Usage {
     /// Goes on with what was kept.
     pub fn restore(record: Option<UsageRecord>) -> Self {
-        let UsageRecord { day, kinds } = record.unwrap_or_default();
-        Self { day, used: kinds.into_iter().collect(), ..Self::default() }
+        let UsageRecord { day, elapsed, kinds } = record.unwrap_or_default();
+        let elapsed = Duration::from_secs(elapsed);
+        Self { day, elapsed, used: kinds.into_iter().collect(), ..Self::default() }
     }
 
     /// Takes in counters that began with the process, and begins a new day when it is one. A clock
     /// that was set back does not begin the same day anew; if it stays back, a day is over after 24
-    /// hours.
+    /// hours in which the agent ran, over restarts.
     pub fn take_in(
         &mut self,
         counters: &[(TrafficKind, Bytes)],
@@ -147,10 +152,12 @@ impl Usage {
         monotonic: Duration,
     ) {
         let today = wall.as_secs() / DAY.as_secs();
-        if today > self.day || today < self.day && monotonic >= self.began + DAY {
+        let before = self.seen.replace(monotonic).unwrap_or(monotonic);
+        self.elapsed = self.elapsed.saturating_add(monotonic.saturating_sub(before));
+        if today > self.day || today < self.day && self.elapsed >= DAY {
             self.used.clear();
             self.day = today;
-            self.began = monotonic;
+            self.elapsed = Duration::ZERO;
         }
         for (kind, now) in counters {
             let before = self.counted.insert(*kind, *now).unwrap_or_default();
@@ -173,7 +180,11 @@ impl Usage {
 
     /// What is to be kept of it.
     pub fn record(&self) -> UsageRecord {
-        UsageRecord { day: self.day, kinds: self.used.iter().map(|(k, b)| (*k, *b)).collect() }
+        UsageRecord {
+            day: self.day,
+            elapsed: self.elapsed.as_secs(),
+            kinds: self.used.iter().map(|(kind, bytes)| (*kind, *bytes)).collect(),
+        }
     }
 }
 
@@ -251,5 +262,21 @@ mod tests {
         assert_eq!((usage.day(), usage.used()[&Health]), (101, bytes(11, 0)));
         usage.take_in(&[(Health, bytes(21, 0))], at(3, 1), at(1, 3));
         assert_eq!((usage.day(), usage.used()[&Health]), (3, bytes(1, 0)));
+    }
+
+    #[test]
+    fn a_leap_of_the_clock_is_over_after_a_day_however_often_the_agent_restarts() {
+        use TrafficKind::Health;
+        let mut usage = Usage::restore(None);
+        usage.take_in(&[(Health, bytes(10, 0))], at(9000, 0), at(0, 0));
+        // Right again, in lives of seven hours each.
+        for life in 1..=4 {
+            usage = Usage::restore(Some(usage.record()));
+            usage.take_in(&[], at(100, 7 * life), at(50, 0));
+            usage.take_in(&[], at(100, 7 * life), at(50, 7));
+            assert_eq!(usage.day() == 9000, life < 4, "{life}");
+            assert_eq!(usage.used().contains_key(&Health), life < 4, "{life}");
+        }
+        assert_eq!(usage.day(), 101);
     }
 }
