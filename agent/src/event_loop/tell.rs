@@ -1,5 +1,6 @@
 //! Reports, presence, status: what the gateway says of itself.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -156,16 +157,16 @@ impl<E: Execute> EventLoop<E> {
             return Presence::offline(self.gateway);
         }
         let containers = self.observed.containers.iter().flat_map(|all| all.values());
-        let mut running: Vec<String> = containers
+        let replicas: BTreeSet<_> = containers
             .filter(|container| matches!(container.task, Task::Running { .. }))
-            .map(|container| container.replica.workload.to_string())
+            .map(|container| &container.replica)
             .collect();
+        let mut running: Vec<String> =
+            replicas.iter().map(|replica| replica.workload.to_string()).collect();
         running.sort_unstable();
         running.dedup();
-        let services = self.standing().into_iter().filter(|(_, (replica, _))| {
-            let mut all = self.observed.containers.iter().flat_map(|all| all.values());
-            all.any(|c| c.replica == *replica && matches!(c.task, Task::Running { .. }))
-        });
+        let standing = self.standing().into_iter();
+        let services = standing.filter(|(_, (replica, _))| replicas.contains(replica));
         Presence {
             services: services.map(|(coordinate, _)| coordinate.to_string()).collect(),
             api: Some(self.listening.clone()),
