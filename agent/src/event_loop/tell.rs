@@ -39,12 +39,16 @@ pub(super) struct Telling {
     sent_at: Option<Duration>,
     presence_at: Option<Duration>,
     held_until: Option<Duration>,
+    /// The fleet has asked for the next report, whatever the budget says.
+    asked: bool,
 }
 
 impl Telling {
-    /// The newest report is to be published, whether it says anything new or not.
+    /// The newest report is to be published, whether it says anything new or not, and whatever the
+    /// budget says.
     pub(super) fn report_now(&mut self) {
         self.reported = None;
+        self.asked = true;
     }
 
     /// When something that is held back is to be sent.
@@ -67,7 +71,7 @@ impl<E: Execute> EventLoop<E> {
             self.telling.held_until = presence_held;
             return;
         }
-        let apart = match self.may_send(TrafficKind::Reports, 1) {
+        let apart = match self.may_send(TrafficKind::Reports, 1) || self.telling.asked {
             true => APART,
             false => APART_OVER_BUDGET,
         };
@@ -81,6 +85,7 @@ impl<E: Execute> EventLoop<E> {
         let limit = self.payload_limit(Kind::Reported);
         link.set_reported(report::encode(&ReportedState { sequence, ..report.clone() }, limit));
         self.telling.reported = Some(report);
+        self.telling.asked = false;
         self.telling.sent_at = Some(now.monotonic);
         self.telling.held_until = presence_held;
     }
