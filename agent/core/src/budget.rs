@@ -118,6 +118,29 @@ pub fn allows(
     if within_kind && within_total { Allowance::Allow } else { Allowance::UntilTomorrow }
 }
 
+/// Use that is not written yet is written on its own when it is this share of a cap, in percent.
+const WRITE_AT_PERCENT: u64 = 5;
+
+/// Less than this is not written on its own, however small the cap.
+const WRITE_AT_LEAST: u64 = 16 * 1024;
+
+/// Whether so much more was used than was written that a crash should not forget it. Without caps
+/// nothing depends on it.
+pub fn is_worth_a_write(
+    written: &BTreeMap<TrafficKind, Bytes>,
+    used: &BTreeMap<TrafficKind, Bytes>,
+    caps: &Caps,
+) -> bool {
+    let of = |all: &BTreeMap<TrafficKind, Bytes>, kind| {
+        all.get(&kind).copied().unwrap_or_default().both()
+    };
+    let more = |kind| of(used, kind).saturating_sub(of(written, kind));
+    let worth = |more, cap: u64| more >= (cap / 100 * WRITE_AT_PERCENT).max(WRITE_AT_LEAST);
+    let of_all = TrafficKind::ALL.into_iter().fold(0, |sum: u64, kind| sum.saturating_add(more(kind)));
+    caps.total.is_some_and(|cap| worth(of_all, cap))
+        || caps.kinds.iter().any(|(kind, cap)| worth(more(*kind), *cap))
+}
+
 /// A day of the monotonic clock.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -214,6 +237,29 @@ mod tests {
                 .into_iter()
                 .filter(|kind| allows(*kind, &used, &caps, 1) == Allowance::UntilTomorrow);
             assert_eq!(back.collect::<Vec<_>>(), held_back, "{used:?}");
+        }
+    }
+
+    #[test]
+    fn use_is_written_when_it_is_a_part_of_a_cap() {
+        use TrafficKind::*;
+        let total = Caps { total: Some(1_000_000), kinds: BTreeMap::new() };
+        let logs = Caps { total: None, kinds: BTreeMap::from([(Logs, 1_000_000)]) };
+        let tiny = Caps { total: Some(1000), kinds: BTreeMap::new() };
+        let written = BTreeMap::from([(Logs, bytes(70_000, 0))]);
+        for (kind, more, caps, worth) in [
+            (Orders, 49_999, &total, false),
+            (Orders, 50_000, &total, true),
+            (Orders, 50_000, &logs, false),
+            (Logs, 50_000, &logs, true),
+            (Logs, 500, &tiny, false),
+            (Logs, 16_384, &tiny, true),
+            (Logs, u64::MAX, &Caps::default(), false),
+        ] {
+            let mut used = written.clone();
+            let of_kind = used.entry(kind).or_default();
+            of_kind.received = more;
+            assert_eq!(is_worth_a_write(&written, &used, caps), worth, "{kind:?} {more} {caps:?}");
         }
     }
 

@@ -3,9 +3,10 @@
 //! In: counters of the link and of downloads. Out: whether something may be sent today, records for
 //! the store, what is shown. Deliberately not here: arithmetic, which is `coracle_core::budget`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use coracle_core::budget::{Allowance, Bytes, Caps, TrafficKind, Usage, allows};
+use coracle_core::budget::{Allowance, Bytes, Caps, TrafficKind, Usage, allows, is_worth_a_write};
 use coracle_core::record::{Record, RecordId};
 use coracle_protocol::health::{KindUse, LinkUse};
 
@@ -15,7 +16,10 @@ use crate::http_client;
 use crate::status::LinkDay;
 use crate::store::Talk;
 
-/// Written on its own after this; with whatever else is written before.
+/// Written on its own at most this often, when it is a share of a cap.
+const WRITES_APART: Duration = Duration::from_secs(60);
+
+/// Written on its own after this at the latest; with whatever else is written before.
 const WRITE_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// Today's use of the link.
@@ -25,11 +29,14 @@ pub(super) struct UsageToTell {
     caps: Caps,
     /// When it was written.
     written_at: Duration,
+    /// What was written.
+    written: BTreeMap<TrafficKind, Bytes>,
 }
 
 impl UsageToTell {
     pub(super) fn new(caps: Caps) -> Self {
-        Self { usage: Usage::default(), caps, written_at: Duration::ZERO }
+        let usage = Usage::default();
+        Self { usage, caps, written_at: Duration::ZERO, written: BTreeMap::new() }
     }
 
     fn allows(&self, kind: TrafficKind, bytes: usize) -> bool {
@@ -50,6 +57,7 @@ fn download_usage() -> (TrafficKind, Bytes) {
 impl<E: Execute> EventLoop<E> {
     pub(super) fn restore_usage(&mut self, talk: &mut Talk) {
         self.usage.usage = Usage::restore(talk.usage.take());
+        self.usage.written = self.usage.usage.used().clone();
     }
 
     /// Takes in what was carried until now.
@@ -87,11 +95,15 @@ impl<E: Execute> EventLoop<E> {
     /// The record, to be written with others; `alone` where nothing else is written.
     pub(super) fn usage_change(&mut self, alone: bool) -> Option<(RecordId, Option<Record>)> {
         let now = self.clock.now().monotonic;
-        let nothing = self.usage.usage.used().values().all(|bytes| bytes.both() == 0);
-        if nothing || alone && now < self.usage.written_at + WRITE_AFTER {
+        let used = self.usage.usage.used();
+        let nothing = used.values().all(|bytes| bytes.both() == 0);
+        let much = is_worth_a_write(&self.usage.written, used, &self.usage.caps);
+        let after = if much { WRITES_APART } else { WRITE_AFTER };
+        if nothing || alone && now < self.usage.written_at + after {
             return None;
         }
         self.usage.written_at = now;
+        self.usage.written = used.clone();
         Some((RecordId::Usage, Some(Record::Usage(self.usage.usage.record()))))
     }
 
