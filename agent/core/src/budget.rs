@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use coracle_protocol::GatewayId;
 use serde::{Deserialize, Serialize};
 
 /// What bytes go over the link for.
@@ -144,6 +145,16 @@ pub fn is_worth_a_write(
 /// A day of the monotonic clock.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Within this after midnight UTC days begin.
+const LONGEST_SHIFT: u64 = 2 * 60 * 60;
+
+/// How long after midnight UTC the days of a gateway begin: all gateways at the same moment would
+/// send at once what they held back.
+pub fn day_shift(gateway: GatewayId) -> Duration {
+    let mix = |sum: u64, byte: u8| sum.wrapping_mul(31).wrapping_add(byte.into());
+    Duration::from_secs(gateway.to_string().bytes().fold(0, mix) % LONGEST_SHIFT)
+}
+
 /// What the link has carried today.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -167,14 +178,15 @@ impl Usage {
 
     /// Takes in counters that began with the process, and begins a new day when it is one. A clock
     /// that was set back does not begin the same day anew; if it stays back, a day is over after 24
-    /// hours in which the agent ran, over restarts.
+    /// hours in which the agent ran, over restarts. Days begin `shift` after midnight UTC.
     pub fn take_in(
         &mut self,
         counters: &[(TrafficKind, Bytes)],
         wall: Duration,
+        shift: Duration,
         monotonic: Duration,
     ) {
-        let today = wall.as_secs() / DAY.as_secs();
+        let today = wall.saturating_sub(shift).as_secs() / DAY.as_secs();
         let before = self.seen.replace(monotonic).unwrap_or(monotonic);
         self.elapsed = self.elapsed.saturating_add(monotonic.saturating_sub(before));
         if today > self.day || today < self.day && self.elapsed >= DAY {
@@ -280,33 +292,51 @@ mod tests {
         Duration::from_secs((day * 24 + hour) * 3600)
     }
 
+    /// Days of the clock.
+    const SHIFT: Duration = Duration::ZERO;
+
+    #[test]
+    fn days_of_gateways_begin_at_different_moments() {
+        let shifts: std::collections::BTreeSet<_> =
+            (0..1000).map(|_| day_shift(GatewayId::random())).collect();
+        assert!(shifts.len() > 800 && *shifts.last().unwrap() < Duration::from_secs(7200));
+        let mut usage = Usage::restore(None);
+        let shift = Duration::from_secs(3600);
+        let health = TrafficKind::Health;
+        usage.take_in(&[(health, bytes(1, 0))], at(100, 2), shift, at(0, 0));
+        usage.take_in(&[(health, bytes(3, 0))], at(101, 0), shift, at(0, 22));
+        assert_eq!((usage.day(), usage.used()[&health].sent), (100, 3));
+        usage.take_in(&[(health, bytes(4, 0))], at(101, 1), shift, at(0, 23));
+        assert_eq!((usage.day(), usage.used()[&health].sent), (101, 1));
+    }
+
     #[test]
     fn days_are_counted_over_restarts_and_not_begun_twice() {
         use TrafficKind::{Health, Reports};
         let mut usage = Usage::restore(None);
-        usage.take_in(&[(Health, bytes(10, 1))], at(100, 5), at(0, 0));
-        usage.take_in(&[(Health, bytes(30, 2)), (Reports, bytes(5, 0))], at(100, 6), at(0, 1));
+        usage.take_in(&[(Health, bytes(10, 1))], at(100, 5), SHIFT, at(0, 0));
+        usage.take_in(&[(Health, bytes(30, 2)), (Reports, bytes(5, 0))], at(100, 6), SHIFT, at(0, 1));
         assert_eq!(usage.used()[&Health], bytes(30, 2));
 
         // The process begins to count anew.
         let mut usage = Usage::restore(Some(usage.record()));
-        usage.take_in(&[(Health, bytes(7, 0))], at(100, 7), at(0, 0));
+        usage.take_in(&[(Health, bytes(7, 0))], at(100, 7), SHIFT, at(0, 0));
         assert_eq!(usage.used()[&Health], bytes(37, 2));
         assert_eq!(usage.used()[&Reports], bytes(5, 0));
 
         // The clock is set back, and forth again.
-        usage.take_in(&[(Health, bytes(8, 0))], at(3, 0), at(0, 1));
-        usage.take_in(&[(Health, bytes(9, 0))], at(100, 8), at(0, 2));
+        usage.take_in(&[(Health, bytes(8, 0))], at(3, 0), SHIFT, at(0, 1));
+        usage.take_in(&[(Health, bytes(9, 0))], at(100, 8), SHIFT, at(0, 2));
         assert_eq!((usage.day(), usage.used()[&Health]), (100, bytes(39, 2)));
 
-        usage.take_in(&[(Health, bytes(19, 0))], at(101, 0), at(0, 3));
+        usage.take_in(&[(Health, bytes(19, 0))], at(101, 0), SHIFT, at(0, 3));
         assert_eq!((usage.day(), usage.used()[&Health]), (101, bytes(10, 0)));
         assert!(!usage.used().contains_key(&Reports));
 
         // Set back for good: the days go on from there.
-        usage.take_in(&[(Health, bytes(20, 0))], at(3, 0), at(1, 2));
+        usage.take_in(&[(Health, bytes(20, 0))], at(3, 0), SHIFT, at(1, 2));
         assert_eq!((usage.day(), usage.used()[&Health]), (101, bytes(11, 0)));
-        usage.take_in(&[(Health, bytes(21, 0))], at(3, 1), at(1, 3));
+        usage.take_in(&[(Health, bytes(21, 0))], at(3, 1), SHIFT, at(1, 3));
         assert_eq!((usage.day(), usage.used()[&Health]), (3, bytes(1, 0)));
     }
 
@@ -314,12 +344,12 @@ mod tests {
     fn a_leap_of_the_clock_is_over_after_a_day_however_often_the_agent_restarts() {
         use TrafficKind::Health;
         let mut usage = Usage::restore(None);
-        usage.take_in(&[(Health, bytes(10, 0))], at(9000, 0), at(0, 0));
+        usage.take_in(&[(Health, bytes(10, 0))], at(9000, 0), SHIFT, at(0, 0));
         // Right again, in lives of seven hours each.
         for life in 1..=4 {
             usage = Usage::restore(Some(usage.record()));
-            usage.take_in(&[], at(100, 7 * life), at(50, 0));
-            usage.take_in(&[], at(100, 7 * life), at(50, 7));
+            usage.take_in(&[], at(100, 7 * life), SHIFT, at(50, 0));
+            usage.take_in(&[], at(100, 7 * life), SHIFT, at(50, 7));
             assert_eq!(usage.day() == 9000, life < 4, "{life}");
             assert_eq!(usage.used().contains_key(&Health), life < 4, "{life}");
         }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use coracle_core::budget::{Allowance, Bytes, Caps, TrafficKind, Usage, allows, is_worth_a_write};
+use coracle_core::budget::{Allowance, Bytes, Caps, TrafficKind, Usage, allows, day_shift, is_worth_a_write};
 use coracle_core::record::{Record, RecordId};
 use coracle_protocol::health::{KindUse, LinkUse};
 
@@ -66,7 +66,11 @@ impl<E: Execute> EventLoop<E> {
         let link = self.link.as_ref().map(|link| link.usage());
         let link = link.iter().flat_map(|usage| usage.kinds());
         let counters: Vec<_> = link.chain([download_usage()]).collect();
-        self.usage.usage.take_in(&counters, now.wall, now.monotonic);
+        let day = self.usage.usage.day();
+        self.usage.usage.take_in(&counters, now.wall, day_shift(self.gateway), now.monotonic);
+        if day != self.usage.usage.day() {
+            self.usage.written.clear();
+        }
         self.say_budget();
     }
 
@@ -78,7 +82,7 @@ impl<E: Execute> EventLoop<E> {
         let message = match held_back.is_empty() {
             true => "the link is within its budget for today".to_owned(),
             false => format!(
-                "the link's budget for today is used up; held back until midnight UTC: {}",
+                "the link's budget for today is used up; held back until the next day: {}",
                 held_back.join(", ")
             ),
         };
