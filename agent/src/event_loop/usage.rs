@@ -12,7 +12,7 @@ use coracle_protocol::health::{KindUse, LinkUse};
 
 use super::EventLoop;
 use crate::execute::Execute;
-use crate::http_client;
+use crate::http_client::Purpose;
 use crate::status::LinkDay;
 use crate::store::Talk;
 
@@ -50,8 +50,9 @@ impl UsageToTell {
 }
 
 /// What was downloaded since the process began.
-fn download_usage() -> (TrafficKind, Bytes) {
-    (TrafficKind::Images, Bytes { sent: 0, received: http_client::received_bytes() })
+fn download_usage() -> [(TrafficKind, Bytes); 2] {
+    let of = |purpose: Purpose| Bytes { sent: 0, received: purpose.received_bytes() };
+    [(TrafficKind::Images, of(Purpose::Images)), (TrafficKind::Orders, of(Purpose::Orders))]
 }
 
 impl<E: Execute> EventLoop<E> {
@@ -65,7 +66,13 @@ impl<E: Execute> EventLoop<E> {
         let now = self.clock.now();
         let link = self.link.as_ref().map(|link| link.usage());
         let link = link.iter().flat_map(|usage| usage.kinds());
-        let counters: Vec<_> = link.chain([download_usage()]).collect();
+        let mut sums = BTreeMap::<TrafficKind, Bytes>::new();
+        for (kind, bytes) in link.chain(download_usage()) {
+            let sum = sums.entry(kind).or_default();
+            sum.sent = sum.sent.saturating_add(bytes.sent);
+            sum.received = sum.received.saturating_add(bytes.received);
+        }
+        let counters: Vec<_> = sums.into_iter().collect();
         let day = self.usage.usage.day();
         self.usage.usage.take_in(&counters, now.wall, day_shift(self.gateway), now.monotonic);
         if day != self.usage.usage.day() {
