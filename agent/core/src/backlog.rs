@@ -44,8 +44,14 @@ const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
 /// First pause before what has no receipt is sent again; it doubles.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Longest pause before what has no receipt is sent again.
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
+/// Longest pause before what has no receipt is sent again, for about a day.
+pub const LONG_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// How many of these there are before pauses become as long as they can.
+const LONG_PAUSES: u32 = 24;
+
+/// Longest pause before what has no receipt is sent again: nobody seems to give receipts.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Longest message of an event that is kept, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1500;
@@ -153,6 +159,8 @@ pub struct Backlog {
     /// When to send again what has no receipt.
     resend_at: Option<Duration>,
     pause: Duration,
+    /// How many long pauses there were since the fleet's last receipt.
+    long_pauses: u32,
     /// What was sent last was sent again.
     resending: bool,
 }
@@ -189,6 +197,7 @@ impl Backlog {
             spread_until: Duration::ZERO,
             resend_at: None,
             pause: FIRST_PAUSE,
+            long_pauses: 0,
             resending: false,
         };
         while backlog.events.len() > MOST {
@@ -365,8 +374,12 @@ impl Backlog {
 
     fn next_pause(&mut self) -> Duration {
         let pause = self.pause;
-        self.pause = (pause * 2).min(LONGEST_PAUSE);
-        pause
+        self.pause = (pause * 2).min(LONG_PAUSE);
+        if pause < LONG_PAUSE {
+            return pause;
+        }
+        self.long_pauses = self.long_pauses.saturating_add(1);
+        if self.long_pauses > LONG_PAUSES { LONGEST_PAUSE } else { LONG_PAUSE }
     }
 
     /// The fleet holds these. It cannot hold what was never sent: nobody signs receipts, so a broker
@@ -387,6 +400,7 @@ impl Backlog {
         }
         // The fleet answers: what else has no receipt was lost on its way.
         self.pause = FIRST_PAUSE;
+        self.long_pauses = 0;
         let again = match self.resending {
             true => now,
             false => now + FIRST_PAUSE,

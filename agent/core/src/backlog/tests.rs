@@ -69,7 +69,9 @@ fn what_has_no_receipt_is_sent_again_with_growing_pauses() {
     add(&mut backlog, 0, "started", "");
     assert_eq!(sent(&mut backlog, 0).len(), 1);
     let mut at = 0;
-    for pause in [60, 120, 240, 480, 960, 1920, 3600, 3600] {
+    let doubled = [60, 120, 240, 480, 960, 1920];
+    let days = [24 * 3600; 3];
+    for pause in doubled.into_iter().chain([3600; 24]).chain(days) {
         at += pause;
         assert_eq!(backlog.due(seconds(at - pause)), Some(seconds(at)));
         assert_eq!(sent(&mut backlog, at - 1), Vec::<String>::new());
@@ -82,6 +84,7 @@ fn what_has_no_receipt_is_sent_again_with_growing_pauses() {
     receipt(&mut backlog, at + 9001, &[(0, u64::MAX)]);
     assert!(backlog.is_empty());
     assert_eq!(backlog.due(seconds(at + 9001)), None);
+    assert_eq!(backlog.long_pauses, 0, "somebody answers");
 }
 
 #[test]
