@@ -178,11 +178,8 @@ impl LargeOrders {
 
     /// Plain HTTP may be spoken where the pointer says so: what comes is judged by its digest.
     fn policy(&self, url: &Url) -> Result<Policy, LargeOrderError> {
-        let mut policy = Policy {
-            timeouts: self.timeouts,
-            purpose: Purpose::Orders,
-            ..Policy::default()
-        };
+        let mut policy =
+            Policy { timeouts: self.timeouts, purpose: Purpose::Orders, ..Policy::default() };
         if !url.origin.tls {
             policy.plain.push(url.origin.clone());
         } else if let Some(path) = &self.authority {

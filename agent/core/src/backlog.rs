@@ -53,6 +53,9 @@ const LONG_PAUSES: u32 = 24;
 /// Longest pause before what has no receipt is sent again: nobody seems to give receipts.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// What is not important is sent at most this often when the link's budget is used up.
+const APART_OVER_BUDGET: Duration = Duration::from_secs(60 * 60);
+
 /// Longest message of an event that is kept, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1500;
 
@@ -156,6 +159,8 @@ pub struct Backlog {
     connected: bool,
     /// What is not important waits until then.
     spread_until: Duration,
+    /// When something that is not important was sent last.
+    ordinary_at: Option<Duration>,
     /// When to send again what has no receipt.
     resend_at: Option<Duration>,
     pause: Duration,
@@ -195,6 +200,7 @@ impl Backlog {
             write_at: None,
             connected: false,
             spread_until: Duration::ZERO,
+            ordinary_at: None,
             resend_at: None,
             pause: FIRST_PAUSE,
             long_pauses: 0,
@@ -243,8 +249,7 @@ impl Backlog {
         };
         let sequence = self.next;
         self.next = self.next.saturating_add(1);
-        let kept =
-            Kept { record, important, given: false, stored: false, sent: false, tries: 0 };
+        let kept = Kept { record, important, given: false, stored: false, sent: false, tries: 0 };
         self.events.insert(sequence, kept);
         if self.events.len() > MOST {
             self.drop_one();
@@ -288,6 +293,13 @@ impl Backlog {
     /// What waits since the connection was made does so no longer than this from now on.
     pub fn spread_at_most(&mut self, now: Duration, spread: Duration) {
         self.spread_until = self.spread_until.min(now + spread);
+    }
+
+    /// The link's budget is used up for now: what is not important goes at most once an hour.
+    pub fn over_budget(&mut self) {
+        if let Some(at) = self.ordinary_at {
+            self.spread_until = self.spread_until.max(at + APART_OVER_BUDGET);
+        }
     }
 
     /// The connection is lost.
@@ -350,6 +362,9 @@ impl Backlog {
         for sequence in &sequences {
             if let Some(kept) = self.events.get_mut(sequence) {
                 kept.given = true;
+                if !kept.important {
+                    self.ordinary_at = Some(now);
+                }
             }
         }
         if again {

@@ -137,7 +137,8 @@ pub fn is_worth_a_write(
     };
     let more = |kind| of(used, kind).saturating_sub(of(written, kind));
     let worth = |more, cap: u64| more >= (cap / 100 * WRITE_AT_PERCENT).max(WRITE_AT_LEAST);
-    let of_all = TrafficKind::ALL.into_iter().fold(0, |sum: u64, kind| sum.saturating_add(more(kind)));
+    let of_all =
+        TrafficKind::ALL.into_iter().fold(0, |sum: u64, kind| sum.saturating_add(more(kind)));
     caps.total.is_some_and(|cap| worth(of_all, cap))
         || caps.kinds.iter().any(|(kind, cap)| worth(more(*kind), *cap))
 }
@@ -315,7 +316,12 @@ mod tests {
         use TrafficKind::{Health, Reports};
         let mut usage = Usage::restore(None);
         usage.take_in(&[(Health, bytes(10, 1))], at(100, 5), SHIFT, at(0, 0));
-        usage.take_in(&[(Health, bytes(30, 2)), (Reports, bytes(5, 0))], at(100, 6), SHIFT, at(0, 1));
+        usage.take_in(
+            &[(Health, bytes(30, 2)), (Reports, bytes(5, 0))],
+            at(100, 6),
+            SHIFT,
+            at(0, 1),
+        );
         assert_eq!(usage.used()[&Health], bytes(30, 2));
 
         // The process begins to count anew.

@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use coracle_core::budget::{Allowance, Bytes, Caps, TrafficKind, Usage, allows, day_shift, is_worth_a_write};
+use coracle_core::budget::{
+    Allowance, Bytes, Caps, TrafficKind, Usage, allows, day_shift, is_worth_a_write,
+};
 use coracle_core::record::{Record, RecordId};
 use coracle_protocol::health::{KindUse, LinkUse};
 

@@ -88,6 +88,31 @@ fn what_has_no_receipt_is_sent_again_with_growing_pauses() {
 }
 
 #[test]
+fn over_budget_what_is_not_important_goes_once_an_hour() {
+    let mut backlog = empty();
+    backlog.connected(seconds(0), seconds(0));
+    let mut packets = (0, 0);
+    for minute in 0..300 {
+        let now = minute * 60;
+        add(&mut backlog, now, "started", "");
+        if minute % 100 == 50 {
+            add(&mut backlog, now, "rolled-back", "");
+        }
+        backlog.over_budget();
+        while let Some(batch) = backlog.batch(gateway(), LIMIT, seconds(now)) {
+            backlog.delivered(&batch.sequences, seconds(now));
+            let events = read(&batch).events;
+            packets.0 += usize::from(events.iter().any(|event| event.kind == "started"));
+            packets.1 += usize::from(events.iter().any(|event| event.kind == "rolled-back"));
+            let held: Vec<_> = batch.sequences.iter().map(|at| (*at, *at)).collect();
+            receipt(&mut backlog, now, &held);
+            backlog.over_budget();
+        }
+    }
+    assert_eq!(packets, (5, 3));
+}
+
+#[test]
 fn a_fleet_that_never_answers_costs_one_packet_a_pause() {
     let mut backlog = empty();
     backlog.connected(seconds(0), seconds(0));
