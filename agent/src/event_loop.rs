@@ -51,6 +51,7 @@ use coracle_core::orders::Orders;
 use coracle_core::plan::Plan;
 use coracle_core::reconcile::reconcile;
 use coracle_core::record::RecordId;
+use coracle_core::refusals::Refusals;
 use coracle_core::report::Conditions;
 use coracle_core::traffic::Traffic;
 use coracle_protocol::presence::{Listening, Machine, OfflineReason};
@@ -195,6 +196,7 @@ pub struct EventLoop<E> {
     unknown_fields: Vec<String>,
     generation_seen: u64,
     refused: Option<Refused>,
+    refusals: Refusals,
     /// The order in force as it was received.
     envelope: Option<Vec<u8>>,
     /// An order that could not be stored, tried again later.
@@ -286,6 +288,7 @@ impl<E: Execute> EventLoop<E> {
             unknown_fields: Vec::new(),
             generation_seen: 0,
             refused: None,
+            refusals: Refusals::default(),
             envelope: None,
             unstored: None,
             record_again_at: None,

@@ -20,7 +20,7 @@ use http::header::RANGE;
 use http::{HeaderMap, HeaderValue, Method};
 
 use crate::http_client::headers::content_range;
-use crate::http_client::{Client, HttpError, Policy, Response, Timeouts, Url};
+use crate::http_client::{Client, HttpError, Policy, Purpose, Response, Timeouts, Url};
 use crate::pem_file::{PemFileError, certificates};
 
 /// How often a broken download goes on at once, each time only if it had come further.
@@ -178,7 +178,8 @@ impl LargeOrders {
 
     /// Plain HTTP may be spoken where the pointer says so: what comes is judged by its digest.
     fn policy(&self, url: &Url) -> Result<Policy, LargeOrderError> {
-        let mut policy = Policy { timeouts: self.timeouts, ..Policy::default() };
+        let mut policy =
+            Policy { timeouts: self.timeouts, purpose: Purpose::Orders, ..Policy::default() };
         if !url.origin.tls {
             policy.plain.push(url.origin.clone());
         } else if let Some(path) = &self.authority {

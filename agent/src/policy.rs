@@ -169,11 +169,13 @@ impl Installed {
                 );
                 return Self::of(File::default(), "default", message);
             }
-            Err(error) => return Self::strictest(format!("{shown} cannot be read: {error}")),
+            Err(error) => return Self::strictest(format!("{shown} cannot be read: {error}"), None),
         };
         match parse(&text) {
             Ok(file) => Self::of(file, "in-force", format!("as in {shown}")),
-            Err(message) => Self::strictest(format!("{shown} is not valid: {message}")),
+            Err(message) => {
+                Self::strictest(format!("{shown} is not valid: {message}"), budget_alone(&text))
+            }
         }
     }
 
@@ -202,16 +204,21 @@ impl Installed {
         Self { policy, state, caps: file.budget.into(), seccomp_dir: file.seccomp_dir }
     }
 
-    fn strictest(why: String) -> Self {
+    /// `caps` is what can be told of the budget all the same.
+    fn strictest(why: String, caps: Option<Caps>) -> Self {
+        let unlimited = match caps {
+            Some(_) => "",
+            None => ", and the link's budget has no limits",
+        };
         let message = format!(
             "{why}; until it is put right and the agent restarted, orders that ask for anything of \
-             the gateway are refused"
+             the gateway are refused{unlimited}"
         );
         Self {
             policy: Policy::strictest(),
             state: State { good: false, reason: "invalid", message },
-            // What is wrong is to be told.
-            caps: Caps::default(),
+            // Without a limit where none can be read: what is wrong is to be told.
+            caps: caps.unwrap_or_default(),
             seccomp_dir: File::default().seccomp_dir,
         }
     }
@@ -240,6 +247,15 @@ impl Installed {
             }
             Seccomp::Default | Seccomp::Unconfined => None,
         }
+    }
+}
+
+/// The budget of a file with something wrong elsewhere.
+fn budget_alone(text: &str) -> Option<Caps> {
+    let mut file: toml::Table = toml::from_str(text).ok()?;
+    match file.remove("budget") {
+        Some(budget) => budget.try_into::<BudgetTable>().ok().map(Caps::from),
+        None => Some(Caps::default()),
     }
 }
 
@@ -408,6 +424,24 @@ mod tests {
         for bad in ["[budget]\norders = 1", "[budget]\nkeep-alive = 1", "[budget]\ntotal = -1"] {
             assert!(!load(bad).state.good, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_budget_holds_although_something_else_is_wrong() {
+        for (text, total, unlimited) in [
+            ("hostnetwork = true\n[budget]\ntotal = 7", Some(7), false),
+            ("max_memory_mib = 0\n[budget]\ntotal = 7", Some(7), false),
+            ("hostnetwork = true", None, false),
+            ("[budget]\ntotal = 7\nall = 8", None, true),
+            ("[budget]\ntotal = 7\nno toml at all", None, true),
+        ] {
+            let installed = load(text);
+            assert_eq!(installed.policy, Policy::strictest(), "{text}");
+            assert_eq!(installed.caps.total, total, "{text}");
+            let said = installed.state.message.contains("budget has no limits");
+            assert_eq!(said, unlimited, "{text}: {}", installed.state.message);
+        }
+        assert!(Installed::load(Path::new("/proc")).state.message.contains("no limits"));
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub struct LinkDay {
     /// Most bytes a day of all kinds, both ways together; absent if there is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cap: Option<u64>,
-    /// Kinds that are held back until midnight UTC.
+    /// Kinds that are held back until the next day.
     #[serde(default)]
     pub held_back: Vec<String>,
 }

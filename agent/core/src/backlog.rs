@@ -44,8 +44,17 @@ const FORGET_AFTER: Duration = Duration::from_secs(60 * 60);
 /// First pause before what has no receipt is sent again; it doubles.
 pub const FIRST_PAUSE: Duration = Duration::from_secs(60);
 
-/// Longest pause before what has no receipt is sent again.
-pub const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
+/// Longest pause before what has no receipt is sent again, for about a day.
+pub const LONG_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// How many of these there are before pauses become as long as they can.
+const LONG_PAUSES: u32 = 24;
+
+/// Longest pause before what has no receipt is sent again: nobody seems to give receipts.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What is not important is sent at most this often when the link's budget is used up.
+const APART_OVER_BUDGET: Duration = Duration::from_secs(60 * 60);
 
 /// Longest message of an event that is kept, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1500;
@@ -94,7 +103,9 @@ pub fn importance(kind: &str) -> Importance {
         // Presence says so.
         "link-up" => Importance::Chatter,
         // They follow from an order, and the report shows what came of it.
-        "refreshed" | "adjusted" | "image-removed" | "artifact-removed" => Importance::Chatter,
+        "refreshed" | "adjusted" | "image-removed" | "artifact-removed" | "order-pointed-to" => {
+            Importance::Chatter
+        }
         "order-accepted" | "order-refused" | "rolled-back" | "command-refused"
         | "store-trouble" => Importance::Important,
         _ => Importance::Ordinary,
@@ -105,6 +116,8 @@ pub fn importance(kind: &str) -> Importance {
 struct Kept {
     record: EventRecord,
     important: bool,
+    /// The fleet may know of it: it was given to the link, by this agent or perhaps by one before.
+    given: bool,
     /// It is in the store, or on its way there.
     stored: bool,
     /// A broker has taken it on this connection or an earlier one.
@@ -146,9 +159,13 @@ pub struct Backlog {
     connected: bool,
     /// What is not important waits until then.
     spread_until: Duration,
+    /// When something that is not important was sent last.
+    ordinary_at: Option<Duration>,
     /// When to send again what has no receipt.
     resend_at: Option<Duration>,
     pause: Duration,
+    /// How many long pauses there were since the fleet's last receipt.
+    long_pauses: u32,
     /// What was sent last was sent again.
     resending: bool,
 }
@@ -168,7 +185,7 @@ impl Backlog {
         let durable = record.is_some() && writable;
         let kept = |record: EventRecord| {
             let important = importance(&record.kind) == Importance::Important;
-            Kept { record, important, stored: true, sent: false, tries: 0 }
+            Kept { record, important, given: true, stored: true, sent: false, tries: 0 }
         };
         let mut backlog = Self {
             stream: if durable { known.stream } else { fresh },
@@ -183,8 +200,10 @@ impl Backlog {
             write_at: None,
             connected: false,
             spread_until: Duration::ZERO,
+            ordinary_at: None,
             resend_at: None,
             pause: FIRST_PAUSE,
+            long_pauses: 0,
             resending: false,
         };
         while backlog.events.len() > MOST {
@@ -230,7 +249,7 @@ impl Backlog {
         };
         let sequence = self.next;
         self.next = self.next.saturating_add(1);
-        let kept = Kept { record, important, stored: false, sent: false, tries: 0 };
+        let kept = Kept { record, important, given: false, stored: false, sent: false, tries: 0 };
         self.events.insert(sequence, kept);
         if self.events.len() > MOST {
             self.drop_one();
@@ -274,6 +293,13 @@ impl Backlog {
     /// What waits since the connection was made does so no longer than this from now on.
     pub fn spread_at_most(&mut self, now: Duration, spread: Duration) {
         self.spread_until = self.spread_until.min(now + spread);
+    }
+
+    /// The link's budget is used up for now: what is not important goes at most once an hour.
+    pub fn over_budget(&mut self) {
+        if let Some(at) = self.ordinary_at {
+            self.spread_until = self.spread_until.max(at + APART_OVER_BUDGET);
+        }
     }
 
     /// The connection is lost.
@@ -333,6 +359,14 @@ impl Backlog {
         if sequences.is_empty() {
             return None;
         }
+        for sequence in &sequences {
+            if let Some(kept) = self.events.get_mut(sequence) {
+                kept.given = true;
+                if !kept.important {
+                    self.ordinary_at = Some(now);
+                }
+            }
+        }
         if again {
             self.resending = true;
             self.resend_at = Some(now + self.next_pause());
@@ -355,17 +389,23 @@ impl Backlog {
 
     fn next_pause(&mut self) -> Duration {
         let pause = self.pause;
-        self.pause = (pause * 2).min(LONGEST_PAUSE);
-        pause
+        self.pause = (pause * 2).min(LONG_PAUSE);
+        if pause < LONG_PAUSE {
+            return pause;
+        }
+        self.long_pauses = self.long_pauses.saturating_add(1);
+        if self.long_pauses > LONG_PAUSES { LONGEST_PAUSE } else { LONG_PAUSE }
     }
 
-    /// The fleet holds these.
+    /// The fleet holds these. It cannot hold what was never sent: nobody signs receipts, so a broker
+    /// could claim any.
     pub fn received(&mut self, received: &ReceivedEvents, now: Duration) {
         if received.stream != hexadecimal(&self.stream) {
             return;
         }
         let held = |at: &u64| received.sequences.iter().any(|(a, b)| (a..=b).contains(&at));
-        let held: Vec<_> = self.events.keys().copied().filter(held).collect();
+        let given = self.events.iter().filter(|(_, kept)| kept.given).map(|(at, _)| *at);
+        let held: Vec<_> = given.filter(held).collect();
         if held.is_empty() {
             return;
         }
@@ -375,6 +415,7 @@ impl Backlog {
         }
         // The fleet answers: what else has no receipt was lost on its way.
         self.pause = FIRST_PAUSE;
+        self.long_pauses = 0;
         let again = match self.resending {
             true => now,
             false => now + FIRST_PAUSE,

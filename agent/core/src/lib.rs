@@ -25,6 +25,7 @@ pub mod policy;
 pub mod probe;
 pub mod reconcile;
 pub mod record;
+pub mod refusals;
 #[cfg(test)]
 mod refused;
 pub mod report;

@@ -52,7 +52,7 @@ impl Repositories {
     pub(super) fn set_timeouts(&mut self, timeouts: Timeouts) {
         let Policy { plain, authorities, .. } = &*self.policy;
         let (plain, authorities) = (plain.clone(), authorities.clone());
-        self.policy = Arc::new(Policy { timeouts, plain, authorities });
+        self.policy = Arc::new(Policy { timeouts, plain, authorities, ..Policy::default() });
     }
 
     /// Where the ZIP may be, to be asked in this order.

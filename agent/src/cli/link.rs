@@ -39,7 +39,7 @@ fn render(day: &LinkDay, line: &str, style: &Style) -> String {
         let held_back = day.held_back.iter().any(|kind| kind == name);
         let state = match held_back {
             _ if name == "total" => "",
-            true => "held back until midnight UTC",
+            true => "held back until the next day",
             false => "may be sent",
         };
         let cells = vec![
@@ -83,7 +83,7 @@ mod tests {
         let page = render(&day, "none", &Style { width: None, colour: false, utf8: false });
         let line = |word: &str| page.lines().find(|line| line.starts_with(word)).unwrap();
         assert!(line("reports").contains("may be sent"), "{page}");
-        assert!(line("logs").contains("held back until midnight UTC"), "{page}");
+        assert!(line("logs").contains("held back until the next day"), "{page}");
         assert!(line("total").contains(&size(1_002_048)), "{page}");
     }
 }

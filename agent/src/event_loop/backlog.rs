@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use coracle_core::backlog::Backlog;
+use coracle_core::budget::TrafficKind;
 use coracle_core::history::Now;
 use coracle_protocol::Timestamp;
 use coracle_protocol::receipt::{Hints, ReceivedEvents};
@@ -118,6 +119,9 @@ impl<E: Execute> EventLoop<E> {
     /// Some events that are to be sent now.
     pub(super) fn next_events(&mut self) -> Option<(Freight, Parcel)> {
         let now = self.clock.now().monotonic;
+        if !self.events.backlog.is_empty() && !self.may_send(TrafficKind::Reports, 1) {
+            self.events.backlog.over_budget();
+        }
         let limit = self.payload_limit(Kind::Events);
         let batch = self.events.backlog.batch(self.gateway, limit, now);
         self.events.send_at = self.events.backlog.due(now);

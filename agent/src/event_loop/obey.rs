@@ -10,6 +10,7 @@ use coracle_protocol::envelope::Envelope;
 use coracle_protocol::reported::ConditionStatus;
 use coracle_protocol::{Code, GatewayId, Refusal};
 use ring::digest::Digest;
+use tracing::debug;
 
 use super::{EventLoop, STORE_AGAIN, Unstored};
 use crate::execute::{Execute, chain};
@@ -268,13 +269,25 @@ impl<E: Execute> EventLoop<E> {
             }
             None => format!("an order was refused: {}", sentences(&refusals)),
         };
-        self.condition("orders", ConditionStatus::False, "refused", &message);
+        let applied =
+            Applied { generation, accepted: false, unchanged: false, refusals: refusals.clone() };
         // The broker gives a retained order again after each reconnect: once is enough to tell.
         if self.refused.as_ref().is_none_or(|known| known.digest != digest) {
-            self.happened(now, "order-refused", None, message);
+            let in_force = self.in_force.generation;
+            let Some(shown) = self.refusals.show(generation, in_force, now.monotonic) else {
+                debug!("{message}");
+                return applied;
+            };
+            let kind = if shown.important { "order-refused" } else { "order-turned-away" };
+            let told = match shown.untold {
+                0 => message.clone(),
+                untold => format!("{message}; {untold} more before it"),
+            };
+            self.happened(now, kind, None, told);
         }
-        self.refused = Some(report::refused(generation, digest, refusals.clone()));
-        Applied { generation, accepted: false, unchanged: false, refusals }
+        self.condition("orders", ConditionStatus::False, "refused", &message);
+        self.refused = Some(report::refused(generation, digest, refusals));
+        applied
     }
 
     fn no_refusal(&mut self) {

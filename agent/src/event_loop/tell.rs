@@ -1,5 +1,6 @@
 //! Reports, presence, status: what the gateway says of itself.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -38,12 +39,16 @@ pub(super) struct Telling {
     sent_at: Option<Duration>,
     presence_at: Option<Duration>,
     held_until: Option<Duration>,
+    /// The fleet has asked for the next report, whatever the budget says.
+    asked: bool,
 }
 
 impl Telling {
-    /// The newest report is to be published, whether it says anything new or not.
+    /// The newest report is to be published, whether it says anything new or not, and whatever the
+    /// budget says.
     pub(super) fn report_now(&mut self) {
         self.reported = None;
+        self.asked = true;
     }
 
     /// When something that is held back is to be sent.
@@ -66,7 +71,7 @@ impl<E: Execute> EventLoop<E> {
             self.telling.held_until = presence_held;
             return;
         }
-        let apart = match self.may_send(TrafficKind::Reports, 1) {
+        let apart = match self.may_send(TrafficKind::Reports, 1) || self.telling.asked {
             true => APART,
             false => APART_OVER_BUDGET,
         };
@@ -80,6 +85,7 @@ impl<E: Execute> EventLoop<E> {
         let limit = self.payload_limit(Kind::Reported);
         link.set_reported(report::encode(&ReportedState { sequence, ..report.clone() }, limit));
         self.telling.reported = Some(report);
+        self.telling.asked = false;
         self.telling.sent_at = Some(now.monotonic);
         self.telling.held_until = presence_held;
     }
@@ -156,16 +162,16 @@ impl<E: Execute> EventLoop<E> {
             return Presence::offline(self.gateway);
         }
         let containers = self.observed.containers.iter().flat_map(|all| all.values());
-        let mut running: Vec<String> = containers
+        let replicas: BTreeSet<_> = containers
             .filter(|container| matches!(container.task, Task::Running { .. }))
-            .map(|container| container.replica.workload.to_string())
+            .map(|container| &container.replica)
             .collect();
+        let mut running: Vec<String> =
+            replicas.iter().map(|replica| replica.workload.to_string()).collect();
         running.sort_unstable();
         running.dedup();
-        let services = self.standing().into_iter().filter(|(_, (replica, _))| {
-            let mut all = self.observed.containers.iter().flat_map(|all| all.values());
-            all.any(|c| c.replica == *replica && matches!(c.task, Task::Running { .. }))
-        });
+        let standing = self.standing().into_iter();
+        let services = standing.filter(|(_, (replica, _))| replicas.contains(replica));
         Presence {
             services: services.map(|(coordinate, _)| coordinate.to_string()).collect(),
             api: Some(self.listening.clone()),

@@ -464,6 +464,26 @@ async fn an_order_is_fetched_and_run() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_bad_orders_are_told_few_times_and_one_of_the_fleet_at_once() {
+    let gateway = Gateway::start().await;
+    for n in 0..200 {
+        let garbage = format!("no order {n}").into_bytes();
+        let applied = gateway.ask(|reply| Call::Apply(garbage, reply)).await;
+        assert!(!applied.accepted && !applied.refusals.is_empty());
+    }
+    let events: Happenings = gateway.ask(|reply| Call::Events(0, reply)).await;
+    let count = |kind: &str| events.events.iter().filter(|event| event.kind == kind).count();
+    assert_eq!((count("order-turned-away"), count("order-refused")), (10, 0));
+
+    gateway.order(1, &[("web", "a"), ("web", "a")]).await;
+    let refused = gateway.status().await.reported.refused.unwrap();
+    assert_eq!(refused.generation, Some(1));
+    let events: Happenings = gateway.ask(|reply| Call::Events(0, reply)).await;
+    assert_eq!(events.events.last().unwrap().kind, "order-refused");
+    gateway.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_ends_is_restarted_at_once_then_with_growing_pauses() {
     let gateway = Gateway::start().await;
     gateway.hands.runtime.connect();

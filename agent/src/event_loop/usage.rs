@@ -3,19 +3,25 @@
 //! In: counters of the link and of downloads. Out: whether something may be sent today, records for
 //! the store, what is shown. Deliberately not here: arithmetic, which is `coracle_core::budget`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use coracle_core::budget::{Allowance, Bytes, Caps, TrafficKind, Usage, allows};
+use coracle_core::budget::{
+    Allowance, Bytes, Caps, TrafficKind, Usage, allows, day_shift, is_worth_a_write,
+};
 use coracle_core::record::{Record, RecordId};
 use coracle_protocol::health::{KindUse, LinkUse};
 
 use super::EventLoop;
 use crate::execute::Execute;
-use crate::http_client;
+use crate::http_client::Purpose;
 use crate::status::LinkDay;
 use crate::store::Talk;
 
-/// Written on its own after this; with whatever else is written before.
+/// Written on its own at most this often, when it is a share of a cap.
+const WRITES_APART: Duration = Duration::from_secs(60);
+
+/// Written on its own after this at the latest; with whatever else is written before.
 const WRITE_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// Today's use of the link.
@@ -25,11 +31,14 @@ pub(super) struct UsageToTell {
     caps: Caps,
     /// When it was written.
     written_at: Duration,
+    /// What was written.
+    written: BTreeMap<TrafficKind, Bytes>,
 }
 
 impl UsageToTell {
     pub(super) fn new(caps: Caps) -> Self {
-        Self { usage: Usage::default(), caps, written_at: Duration::ZERO }
+        let usage = Usage::default();
+        Self { usage, caps, written_at: Duration::ZERO, written: BTreeMap::new() }
     }
 
     fn allows(&self, kind: TrafficKind, bytes: usize) -> bool {
@@ -43,13 +52,15 @@ impl UsageToTell {
 }
 
 /// What was downloaded since the process began.
-fn download_usage() -> (TrafficKind, Bytes) {
-    (TrafficKind::Images, Bytes { sent: 0, received: http_client::received_bytes() })
+fn download_usage() -> [(TrafficKind, Bytes); 2] {
+    let of = |purpose: Purpose| Bytes { sent: 0, received: purpose.received_bytes() };
+    [(TrafficKind::Images, of(Purpose::Images)), (TrafficKind::Orders, of(Purpose::Orders))]
 }
 
 impl<E: Execute> EventLoop<E> {
     pub(super) fn restore_usage(&mut self, talk: &mut Talk) {
         self.usage.usage = Usage::restore(talk.usage.take());
+        self.usage.written = self.usage.usage.used().clone();
     }
 
     /// Takes in what was carried until now.
@@ -57,8 +68,18 @@ impl<E: Execute> EventLoop<E> {
         let now = self.clock.now();
         let link = self.link.as_ref().map(|link| link.usage());
         let link = link.iter().flat_map(|usage| usage.kinds());
-        let counters: Vec<_> = link.chain([download_usage()]).collect();
-        self.usage.usage.take_in(&counters, now.wall, now.monotonic);
+        let mut sums = BTreeMap::<TrafficKind, Bytes>::new();
+        for (kind, bytes) in link.chain(download_usage()) {
+            let sum = sums.entry(kind).or_default();
+            sum.sent = sum.sent.saturating_add(bytes.sent);
+            sum.received = sum.received.saturating_add(bytes.received);
+        }
+        let counters: Vec<_> = sums.into_iter().collect();
+        let day = self.usage.usage.day();
+        self.usage.usage.take_in(&counters, now.wall, day_shift(self.gateway), now.monotonic);
+        if day != self.usage.usage.day() {
+            self.usage.written.clear();
+        }
         self.say_budget();
     }
 
@@ -70,7 +91,7 @@ impl<E: Execute> EventLoop<E> {
         let message = match held_back.is_empty() {
             true => "the link is within its budget for today".to_owned(),
             false => format!(
-                "the link's budget for today is used up; held back until midnight UTC: {}",
+                "the link's budget for today is used up; held back until the next day: {}",
                 held_back.join(", ")
             ),
         };
@@ -87,11 +108,15 @@ impl<E: Execute> EventLoop<E> {
     /// The record, to be written with others; `alone` where nothing else is written.
     pub(super) fn usage_change(&mut self, alone: bool) -> Option<(RecordId, Option<Record>)> {
         let now = self.clock.now().monotonic;
-        let nothing = self.usage.usage.used().values().all(|bytes| bytes.both() == 0);
-        if nothing || alone && now < self.usage.written_at + WRITE_AFTER {
+        let used = self.usage.usage.used();
+        let nothing = used.values().all(|bytes| bytes.both() == 0);
+        let much = is_worth_a_write(&self.usage.written, used, &self.usage.caps);
+        let after = if much { WRITES_APART } else { WRITE_AFTER };
+        if nothing || alone && now < self.usage.written_at + after {
             return None;
         }
         self.usage.written_at = now;
+        self.usage.written = used.clone();
         Some((RecordId::Usage, Some(Record::Usage(self.usage.usage.record()))))
     }
 

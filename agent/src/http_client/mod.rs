@@ -60,6 +60,18 @@ pub(crate) struct Policy {
     pub(crate) plain: Vec<Origin>,
     /// Further certificates to trust, by host.
     pub(crate) authorities: Vec<(Origin, Vec<CertificateDer<'static>>)>,
+    /// For what bodies are counted.
+    pub(crate) purpose: Purpose,
+}
+
+/// For what something is fetched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Images and artifacts.
+    #[default]
+    Images,
+    /// Large orders.
+    Orders,
 }
 
 /// Connections and TLS settings for fetching one thing.
@@ -79,6 +91,7 @@ pub(crate) struct Response {
     body: Incoming,
     sender: SendRequest<Empty<Bytes>>,
     idle: Duration,
+    purpose: Purpose,
 }
 
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -179,7 +192,8 @@ impl Client {
             .map_err(|why| broken(&url.origin)(why.into()))?;
         let (head, body) = response.into_parts();
         let (status, headers) = (head.status, head.headers);
-        Ok(Response { status, headers, origin: url.origin.clone(), body, sender, idle })
+        let (origin, purpose) = (url.origin.clone(), self.policy.purpose);
+        Ok(Response { status, headers, origin, body, sender, idle, purpose })
     }
 
     async fn connect(&mut self, origin: &Origin) -> Result<SendRequest<Empty<Bytes>>, HttpError> {
@@ -243,11 +257,21 @@ async fn tcp(origin: &Origin, limit: Duration) -> std::io::Result<TcpStream> {
 }
 
 /// What bodies have brought since the process began.
-static RECEIVED: AtomicU64 = AtomicU64::new(0);
+static IMAGES: AtomicU64 = AtomicU64::new(0);
+static ORDERS: AtomicU64 = AtomicU64::new(0);
 
-/// Bytes of all bodies that were received since the process began.
-pub(crate) fn received_bytes() -> u64 {
-    RECEIVED.load(Ordering::Relaxed)
+impl Purpose {
+    fn counter(self) -> &'static AtomicU64 {
+        match self {
+            Self::Images => &IMAGES,
+            Self::Orders => &ORDERS,
+        }
+    }
+
+    /// Bytes of all bodies that were received for it since the process began.
+    pub(crate) fn received_bytes(self) -> u64 {
+        self.counter().load(Ordering::Relaxed)
+    }
 }
 
 impl Response {
@@ -261,7 +285,7 @@ impl Response {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) if !data.is_empty() => {
                         let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
-                        RECEIVED.fetch_add(bytes, Ordering::Relaxed);
+                        self.purpose.counter().fetch_add(bytes, Ordering::Relaxed);
                         return Ok(Some(data));
                     }
                     _ => {}

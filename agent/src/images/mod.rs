@@ -93,7 +93,7 @@ impl Images {
     pub fn with_timeouts(mut self, timeouts: Timeouts) -> Self {
         let Policy { plain, authorities, .. } = &*self.policy;
         let (plain, authorities) = (plain.clone(), authorities.clone());
-        self.policy = Arc::new(Policy { timeouts, plain, authorities });
+        self.policy = Arc::new(Policy { timeouts, plain, authorities, ..Policy::default() });
         self
     }
 

@@ -162,7 +162,7 @@ pub(crate) fn talk() -> Talk {
         all_commands: CommandsRecord { forgotten: Some(id) },
         events: [(70, event)].into(),
         backlog: Some(BacklogRecord { stream: [7; 16], next: 128, dropped: 3 }),
-        usage: Some(UsageRecord { day: 20_000, kinds }),
+        usage: Some(UsageRecord { day: 20_000, elapsed: 70_000, kinds }),
     }
 }
 

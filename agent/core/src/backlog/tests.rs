@@ -69,7 +69,9 @@ fn what_has_no_receipt_is_sent_again_with_growing_pauses() {
     add(&mut backlog, 0, "started", "");
     assert_eq!(sent(&mut backlog, 0).len(), 1);
     let mut at = 0;
-    for pause in [60, 120, 240, 480, 960, 1920, 3600, 3600] {
+    let doubled = [60, 120, 240, 480, 960, 1920];
+    let days = [24 * 3600; 3];
+    for pause in doubled.into_iter().chain([3600; 24]).chain(days) {
         at += pause;
         assert_eq!(backlog.due(seconds(at - pause)), Some(seconds(at)));
         assert_eq!(sent(&mut backlog, at - 1), Vec::<String>::new());
@@ -82,6 +84,32 @@ fn what_has_no_receipt_is_sent_again_with_growing_pauses() {
     receipt(&mut backlog, at + 9001, &[(0, u64::MAX)]);
     assert!(backlog.is_empty());
     assert_eq!(backlog.due(seconds(at + 9001)), None);
+    assert_eq!(backlog.long_pauses, 0, "somebody answers");
+}
+
+#[test]
+fn over_budget_what_is_not_important_goes_once_an_hour() {
+    let mut backlog = empty();
+    backlog.connected(seconds(0), seconds(0));
+    let mut packets = (0, 0);
+    for minute in 0..300 {
+        let now = minute * 60;
+        add(&mut backlog, now, "started", "");
+        if minute % 100 == 50 {
+            add(&mut backlog, now, "rolled-back", "");
+        }
+        backlog.over_budget();
+        while let Some(batch) = backlog.batch(gateway(), LIMIT, seconds(now)) {
+            backlog.delivered(&batch.sequences, seconds(now));
+            let events = read(&batch).events;
+            packets.0 += usize::from(events.iter().any(|event| event.kind == "started"));
+            packets.1 += usize::from(events.iter().any(|event| event.kind == "rolled-back"));
+            let held: Vec<_> = batch.sequences.iter().map(|at| (*at, *at)).collect();
+            receipt(&mut backlog, now, &held);
+            backlog.over_budget();
+        }
+    }
+    assert_eq!(packets, (5, 3));
 }
 
 #[test]
@@ -107,6 +135,26 @@ fn receipts_of_another_stream_say_nothing() {
     let received = ReceivedEvents { stream, sequences: vec![(0, 9)] };
     backlog.received(&received, seconds(1));
     assert_eq!(backlog.len(), 1);
+}
+
+#[test]
+fn receipts_for_what_was_never_sent_say_nothing() {
+    let mut backlog = empty();
+    backlog.connected(seconds(0), seconds(30));
+    add(&mut backlog, 0, "started", "");
+    add(&mut backlog, 0, "order-accepted", "");
+    // A broker took it, and the connection was lost before it said so.
+    let batch = backlog.batch(gateway(), LIMIT, seconds(0)).unwrap();
+    assert_eq!(batch.sequences, [2]);
+    add(&mut backlog, 0, "order-accepted", "");
+    receipt(&mut backlog, 1, &[(0, u64::MAX)]);
+    assert_eq!(backlog.events.keys().copied().collect::<Vec<_>>(), [1, 3]);
+    // What an agent before this one sent is not known.
+    let record = BacklogRecord { stream: [7; 16], next: 100, dropped: 0 };
+    let events = backlog.events.iter().map(|(at, kept)| (*at, kept.record.clone())).collect();
+    let mut backlog = Backlog::restore(Some(record), events, [8; 16], true);
+    receipt(&mut backlog, 1, &[(3, 3)]);
+    assert_eq!(backlog.events.keys().copied().collect::<Vec<_>>(), [1]);
 }
 
 #[test]
@@ -161,6 +209,8 @@ fn flash_is_written_at_once_for_what_matters_and_else_with_others() {
     assert_eq!(write(&mut backlog), []);
     // What the fleet has before it is written never is.
     add(&mut backlog, 40, "started", "");
+    backlog.connected(seconds(40), seconds(0));
+    assert_eq!(sent(&mut backlog, 40).len(), 4);
     receipt(&mut backlog, 41, &[(4, 4)]);
     assert_eq!(write(&mut backlog), []);
     receipt(&mut backlog, 42, &[(1, 2)]);

@@ -1,5 +1,7 @@
 //! The talk with the fleet, over a real broker and in real time.
 
+use coracle_protocol::CommandId;
+use coracle_protocol::envelope::COMMAND_PAYLOAD_TYPE;
 use coracle_protocol::event::{Event as Told, Events};
 use coracle_protocol::health::Health as HealthDocument;
 use coracle_protocol::presence::OfflineReason;
@@ -300,6 +302,24 @@ async fn reports_beyond_their_budget_wait_and_health_does_not() {
     let budget = read.conditions.iter().find(|c| c.name == "budget").unwrap();
     assert!(budget.message.contains("reports"), "{}", budget.message);
     assert_eq!(reported.messages().len(), 1, "a report more in an hour");
+
+    // Who asks for one gets it.
+    let now = Timestamp::from_unix(crate::clock::wall_now().as_secs());
+    let command = json!({ "schema": 1, "id": CommandId::new(now), "gateway": GATEWAY,
+                          "expires_at": now.after(Duration::from_secs(3600)),
+                          "action": { "kind": "report" } });
+    let mut envelope = Envelope {
+        payload_type: COMMAND_PAYLOAD_TYPE.into(),
+        payload: command.to_string().into_bytes(),
+        signatures: Vec::new(),
+    };
+    let sig = gateway.key.sign(&envelope.signed_bytes()).as_ref().to_vec();
+    envelope.signatures.push(Signature { keyid: String::new(), sig });
+    bed.broker.publish(&topic(Kind::Commands), &envelope.encode(), false).unwrap();
+    document(&reported, "the report that was asked for", |read: &ReportedState| {
+        read.workloads.iter().any(|workload| workload.name == "web")
+    })
+    .await;
     gateway.end().await;
     link.abort();
 }
