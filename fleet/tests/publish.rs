@@ -223,7 +223,7 @@ fn bad_files_are_refused_before_connecting() {
     let (code, _, err) = said(&bed.run(&["-"], b"nonsense"));
     assert_eq!(code, Some(1), "{err}");
     assert!(err.contains("not a signed order"), "{err}");
-    let (code, _, err) = said(&bed.run(&["-"], &vec![b'x'; 1_000_000]));
+    let (code, _, err) = said(&bed.run(&["-"], &vec![b'x'; 2_000_000]));
     assert_eq!(code, Some(1), "{err}");
     assert!(err.contains("at most"), "{err}");
     let (code, _, err) = said(&bed.run(&["/no/such/file"], b""));
