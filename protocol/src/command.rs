@@ -271,6 +271,19 @@ pub enum CommandState {
 }
 
 impl CommandState {
+    /// The word that stands for it in documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Running => "running",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Rejected => "rejected",
+            Self::Expired => "expired",
+            Self::Superseded => "superseded",
+        }
+    }
+
     /// Whether nothing comes after it.
     pub fn is_final(self) -> bool {
         !matches!(self, Self::Accepted | Self::Running)

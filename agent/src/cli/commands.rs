@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use coracle_protocol::{CommandState, Timestamp};
+use coracle_protocol::Timestamp;
 
 use super::client::Client;
 use super::failure::Failure;
@@ -38,7 +38,7 @@ fn render(commands: &[CommandStatus], now: Timestamp, style: &Style) -> String {
                 None => command.kind.clone(),
             };
             let cells = vec![
-                Cell::new(state(command.state)),
+                Cell::new(command.state.as_str()),
                 Cell::new(status::roughly_ago(command.at, now)),
                 Cell::new(clean(&what, style)),
             ];
@@ -51,21 +51,11 @@ fn render(commands: &[CommandStatus], now: Timestamp, style: &Style) -> String {
     page
 }
 
-fn state(state: CommandState) -> &'static str {
-    match state {
-        CommandState::Accepted => "accepted",
-        CommandState::Running => "running",
-        CommandState::Succeeded => "succeeded",
-        CommandState::Failed => "failed",
-        CommandState::Rejected => "rejected",
-        CommandState::Expired => "expired",
-        CommandState::Superseded => "superseded",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
+
+    use coracle_protocol::CommandState;
 
     use super::*;
     use crate::cli::status::tests::{NOW, PLAIN};

@@ -88,26 +88,14 @@ impl Follower {
     /// The last that was heard, for people.
     pub(super) fn last(&self) -> String {
         match &self.last {
-            Some(result) => word(result.state).to_owned(),
+            Some(result) => result.state.as_str().to_owned(),
             None => "no answer from the gateway".to_owned(),
         }
     }
 }
 
-fn word(state: CommandState) -> &'static str {
-    match state {
-        CommandState::Accepted => "accepted",
-        CommandState::Running => "running",
-        CommandState::Succeeded => "succeeded",
-        CommandState::Failed => "failed",
-        CommandState::Rejected => "rejected",
-        CommandState::Expired => "expired",
-        CommandState::Superseded => "superseded",
-    }
-}
-
 fn sentence(result: &CommandResult) -> String {
-    let mut text = format!("command {}: {}", result.command, word(result.state));
+    let mut text = format!("command {}: {}", result.command, result.state.as_str());
     if let Some(reason) = &result.reason {
         text += &format!(" [{}]", plain(reason));
     }
